@@ -1,0 +1,1 @@
+"""Windtunnel: a laboratory for pre-training scaling research in JAX and Flax."""
