@@ -11,7 +11,7 @@ where the law exceeds it by the overhead o:
 
     B* = (1 + o) B_ref + o b / a           and, for B_ref -> 0, the small-batch limit      B*_0 = o b / a.
 
-The reference is part of the definition: it adds a floor (1 + o) B_ref that flattens the growth of B*. Both are reported.
+The reference is part of the definition: it adds a floor (1 + o) B_ref that flattens the growth of B*. Both are given.
 B may be in sequences or tokens; b, B_ref and B* are then in the same unit.
 """
 
@@ -90,7 +90,7 @@ def critical_batch(log_ratio: np.ndarray, overhead: float, reference: float = 0.
 
 
 def data_overhead(batch: np.ndarray, log_ratio: float, reference: float = 0.0) -> np.ndarray:
-    """Examples spent at `batch` over those of linear scaling from `reference`, minus one: (B - B_ref) / (B_ref + b/a)."""
+    """Examples to target at `batch` over those at `reference`, minus one: (B - B_ref) / (B_ref + b / a)."""
     return (np.asarray(batch, float) - reference) / (reference + np.exp(log_ratio))
 
 
@@ -158,7 +158,7 @@ def fit_overheads(
       theta [R, 2] = (ln a, ln(b / a)), norm of the projected gradient [R], bound [R] in {-1, 0, 1}. Rows with fewer
       than two distinct measured batch sizes come back as NaN.
 
-    ln(b / a) is scanned on a grid with ln a profiled out, so the start lies in the global basin; then damped Newton with
+    A grid over ln(b / a) with ln a profiled out puts the start in the global basin; then damped Newton with
     the exact gradient and Hessian.
     """
     batch = np.asarray(batch, float)
@@ -237,7 +237,7 @@ def _newton(theta, data, bounds):
         trial = theta - np.clip(np.stack([first, second], 1) / determinant[:, None], -3.0, 3.0)
         trial[:, 1] = np.clip(trial[:, 1], *bounds)
         trial_value = _objective(trial, data)
-        accept = trial_value <= value * (1.0 + 4e-16) + 1e-30  # the last steps gain less than the sum rounds
+        accept = trial_value <= value * (1.0 + 1e-12) + 1e-30  # at the end a step gains less than the rounding of the sum
         theta, value = np.where(accept[:, None], trial, theta), np.where(accept, trial_value, value)
         damping = np.where(accept, damping * 0.1, np.maximum(damping, 1e-12) * 10.0)
     return theta, norm

@@ -21,7 +21,7 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's evaluations made monotone: steps [E] increasing, loss [E] never increasing, and the last finite step."""
+    """One run's evaluations made monotone: steps [E] increase, losses [E] never do; and the last finite step."""
 
     steps: np.ndarray
     losses: np.ndarray
@@ -53,10 +53,10 @@ def monotone_curve(steps: np.ndarray, losses: np.ndarray) -> Curve:
     """Monotone treatment of a noisy curve.
 
     Evaluations after the first loss that is not finite are dropped (the run diverged). Up to the lowest evaluation the
-    losses are replaced by their least-squares non-increasing fit (pool adjacent violators): an early lucky dip is averaged
-    with the rise that follows it, where the plain first crossing would take it, which favours noisy (small) batches.
-    A curve that falls throughout is unchanged. After the lowest evaluation the curve is held there: later overfitting or
-    instability does not undo a crossing.
+    losses are replaced by their least-squares non-increasing fit (pool adjacent violators): an early lucky dip is
+    averaged with the rise that follows it, where the plain first crossing would take it, which favours noisy (small)
+    batches. A curve that falls throughout is unchanged. After the lowest evaluation the curve is held there: later
+    overfitting or instability does not undo a crossing.
 
     Raises ValueError for unequal lengths or steps that do not increase.
     """
