@@ -1,0 +1,1 @@
+"""Sweeps: axes to runs, runs to packs, packs to a results table."""

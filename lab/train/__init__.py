@@ -1,0 +1,1 @@
+"""Training: state, step, pack executor, sharding, checkpoint, evaluation."""

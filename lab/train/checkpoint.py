@@ -1,0 +1,422 @@
+"""Checkpoints of a pack: asynchronous Orbax saves, sealed by digests of their own, whole or ignored.
+
+    DIRECTORY/tick-000000000120/state/          Orbax (OCDBT, zarr3): one array per leaf, named by its path in the state
+    DIRECTORY/tick-000000000120/manifest.json   written last: meta, leaves, sha256 and size of every file
+
+A checkpoint is whole if and only if its manifest is there, is sealed, and every file has its digest: Orbax itself
+restores a flipped bit silently. A process killed at any moment leaves at worst a directory without a manifest, which
+`restore` passes over and the next `save` removes.
+
+A state is any pytree of arrays (typed PRNG keys included). Structure is matched by path and not by type, so that
+optax tuples, frozen dataclasses and dicts all come back in the types of the target.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lab.errors import CheckpointError, UserError
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"tick-(\d{12})(?:-(\d+))?")
+
+
+# Files that are whole or absent
+
+
+def write_beside(path: Path, content: bytes) -> None:
+    """Write `content` to a file beside `path`, then rename it there. UserError when the disk is full."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException as error:
+        beside.unlink(missing_ok=True)
+        raise user_error(error, path) from error
+
+
+def seal(content: Any) -> bytes:
+    """JSON document of `content` with its sha256; every byte of it is determined by the content."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({"sha256": digest, "content": content}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def unseal(document: bytes) -> Any:
+    """Content of a sealed document; ValueError when any bit of it differs from what `seal` wrote."""
+    parsed = json.loads(document)
+    if not isinstance(parsed, dict) or "content" not in parsed or seal(parsed["content"]) != document:
+        raise ValueError("digest does not match")
+    return parsed["content"]
+
+
+def user_error(error: BaseException, path: Path) -> BaseException:
+    """A one-line UserError if `error` says that the disk is full (also from inside TensorStore), else `error`."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(seen):
+            return UserError(f"no space left on the disk of {path}: nothing of it was written; free some and run again")
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
+# One checkpoint
+
+
+@dataclass(frozen=True, order=True)
+class _Entry:
+    """A checkpoint directory. `attempt` counts saves of the same tick, so that a repeated one replaces no whole one."""
+
+    tick: int
+    attempt: int
+    path: Path
+
+    def manifest(self) -> dict:
+        """Keys: tick, meta, leaves, files. CheckpointError when there is none or it is damaged."""
+        try:
+            return unseal((self.path / MANIFEST).read_bytes())
+        except FileNotFoundError:
+            raise CheckpointError(f"checkpoint {self.path} is half-written (it has no manifest)") from None
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"checkpoint {self.path} has a damaged manifest ({_line(error)})") from None
+
+    def verify(self) -> dict:
+        """The manifest, once every file has been read and found as it was written; CheckpointError names the file."""
+        manifest = self.manifest()
+        for name, (size, digest) in manifest["files"].items():
+            file = self.path / name
+            if not file.is_file():
+                raise CheckpointError(f"checkpoint {self.path} lacks its file {name}")
+            if file.stat().st_size != size:
+                raise CheckpointError(f"checkpoint {self.path}: {name} has {file.stat().st_size} bytes, expected {size}")
+            if _sha256(file) != digest:
+                raise CheckpointError(f"checkpoint {self.path}: {name} is damaged (its sha256 differs)")
+        return manifest
+
+    def remove(self) -> None:
+        """Manifest first, so that a removal cut short leaves nothing that looks whole."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _entries(directory: Path) -> list[_Entry]:
+    """Whole or not, newest first."""
+    if not directory.is_dir():
+        return []
+    matches = [(_NAME.fullmatch(path.name), path) for path in directory.iterdir()]
+    return sorted((_Entry(int(m[1]), int(m[2] or 0), path) for m, path in matches if m), reverse=True)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+# Leaves
+
+
+def _named_leaves(state: Any) -> tuple[dict[str, Any], Any]:
+    """({path: leaf}, treedef); paths as "optimizer/0/mu/embedding"."""
+    import jax
+
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(state)
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
+    if len(leaves) != len(pairs):
+        raise ValueError("two leaves of the state have the same path")
+    return leaves, treedef
+
+
+def _is_key(leaf: Any) -> bool:
+    import jax
+
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _storable(leaf: Any) -> Any:
+    """What Orbax is given: key data for a typed key, a copy of what the caller could still write to, else the array."""
+    import jax
+
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    return leaf if isinstance(leaf, jax.Array) else np.array(leaf)
+
+
+def _description(leaf: Any) -> dict:
+    """What the manifest says of a leaf; a target must agree in shape and dtype."""
+    import jax
+
+    described = {"shape": list(np.shape(leaf)), "dtype": str(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype)}
+    if isinstance(leaf, jax.Array) and _is_key(leaf):
+        described["key_implementation"] = str(jax.random.key_impl(leaf))
+    return described
+
+
+def _check_fits(saved: dict[str, dict], target: dict[str, Any], path: Path) -> None:
+    """CheckpointError that names the first leaf in which the checkpoint and the target differ."""
+    advice = "it belongs to another config: restore it under the config that wrote it, or use another directory"
+    for name in sorted(saved.keys() | target.keys()):
+        if name not in saved:
+            raise CheckpointError(f"checkpoint {path} has no {name}, expected by this config; {advice}")
+        if name not in target:
+            raise CheckpointError(f"checkpoint {path} has {name}, which this config does not know; {advice}")
+        found, expected = saved[name], _description(target[name])
+        if (found["shape"], found["dtype"]) != (expected["shape"], expected["dtype"]):
+            raise CheckpointError(
+                f"checkpoint {path}: {name} is {found['dtype']}{found['shape']}, expected "
+                f"{expected['dtype']}{expected['shape']}; {advice}"
+            )
+
+
+def _handler():
+    import orbax.checkpoint as ocp
+
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
+
+
+def _read(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arrays of the Orbax directory, by the restore arguments of each."""
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(_handler()) as reader:
+        return reader.restore(path, args=ocp.args.PyTreeRestore(item=dict.fromkeys(arguments, 0), restore_args=arguments))
+
+
+def _read_numpy(entry: _Entry, manifest: dict) -> dict[str, np.ndarray]:
+    """Every leaf as numpy, whatever devices wrote it; typed keys as their key data."""
+    import orbax.checkpoint as ocp
+
+    return _read(entry.path / "state", {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in manifest["leaves"]})
+
+
+def _read_state(entry: _Entry, manifest: dict, target: Any) -> Any:
+    """The state in the structure of `target`, each leaf placed by its sharding (numpy where it has none)."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    leaves, treedef = _named_leaves(target)
+
+    def argument(leaf):
+        sharding = getattr(leaf, "sharding", None)
+        stored = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)) if _is_key(leaf) else leaf
+        if sharding is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=stored.shape, dtype=stored.dtype)
+
+    arrays = _read(entry.path / "state", {name: argument(leaf) for name, leaf in leaves.items()})
+
+    def typed(name, leaf):
+        if not _is_key(leaf):
+            return arrays[name]
+        keys = jax.random.wrap_key_data(arrays[name], impl=manifest["leaves"][name]["key_implementation"])
+        sharding = getattr(leaf, "sharding", None)
+        return keys if sharding is None else jax.device_put(keys, sharding)
+
+    return jax.tree_util.tree_unflatten(treedef, [typed(name, leaf) for name, leaf in leaves.items()])
+
+
+# What the trainer uses
+
+
+def latest(directory: Path) -> tuple[int, dict] | None:
+    """(tick, meta) of the newest checkpoint with a sound manifest, its arrays unread; None when there is none."""
+    for entry in _entries(Path(directory)):
+        try:
+            return entry.tick, entry.manifest()["meta"]
+        except CheckpointError:
+            continue
+    return None
+
+
+class Checkpointer:
+    """Saves and restores the states of one pack; one writer per directory (the locks of its runs see to that).
+
+    keep: how many of the newest checkpoints stay, at least 1. warn: called with one line for each checkpoint passed over.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2, warn: Callable[[str], None] = logging.getLogger(__name__).warning):
+        if keep < 1:
+            raise ValueError(f"keep is {keep}, expected at least 1")
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._warn = warn
+        self._orbax = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future | None = None
+        self._damaged: set[Path] = set()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is still under way (another one would wait for it)."""
+        return self._pending is not None and not self._pending.done()
+
+    def latest(self) -> int | None:
+        """Tick of the newest checkpoint with a sound manifest."""
+        newest = latest(self.directory)
+        return newest and newest[0]
+
+    def read_meta(self) -> tuple[int, dict] | None:
+        """(tick, meta) of that checkpoint; reads one small file."""
+        return latest(self.directory)
+
+    def save(self, tick: int, state: Any, meta: dict) -> None:
+        """Copy `state` to the host and return; a thread writes it, digests it, seals it and prunes older ones.
+
+        The arrays may be donated as soon as this returns. `meta` is any JSON-serialisable dict. Waits for the save
+        before it, and raises what that one met: UserError for a full disk, any other error as it was.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        json.dumps(meta)
+        leaves, _ = _named_leaves(state)
+        described = {name: _description(leaf) for name, leaf in leaves.items()}
+        self._clean()
+        entry = self._new_entry(tick)
+        if self._orbax is None:
+            self._orbax = ocp.AsyncCheckpointer(_handler())
+        try:
+            entry.path.mkdir(parents=True)
+            stored = {name: _storable(leaf) for name, leaf in leaves.items()}
+            self._orbax.save(entry.path / "state", args=ocp.args.PyTreeSave(stored))
+        except BaseException as error:
+            entry.remove()
+            raise user_error(error, entry.path) from error
+        self._pending = self._worker.submit(self._finish, entry, {"tick": tick, "meta": meta, "leaves": described})
+
+    def restore(self, target: Any) -> tuple[int, Any, dict] | None:
+        """(tick, state, meta) of the newest whole checkpoint, or None when there is none.
+
+        target: pytree of jax.ShapeDtypeStruct with shardings, over any devices. Half-written and damaged checkpoints
+        are passed over, with one `warn` each. CheckpointError when the checkpoint does not fit the target.
+        """
+        self.wait()
+        for entry in _entries(self.directory):
+            try:
+                manifest = entry.verify()
+            except CheckpointError as error:
+                self._damaged.add(entry.path)
+                self._warn(f"{error}; passed over for the one before it")
+                continue
+            _check_fits(manifest["leaves"], _named_leaves(target)[0], entry.path)
+            return entry.tick, _read_state(entry, manifest, target), manifest["meta"]
+        return None
+
+    def wait(self) -> None:
+        """Return when the last save is whole on disk; raise what it met, once."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, then release the threads."""
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+            if self._orbax is not None:
+                self._orbax.close()
+                self._orbax = None
+
+    def _new_entry(self, tick: int) -> _Entry:
+        attempts = [entry.attempt for entry in _entries(self.directory) if entry.tick == tick]
+        attempt = max(attempts) + 1 if attempts else 0
+        return _Entry(tick, attempt, self.directory / (f"tick-{tick:012d}" + (f"-{attempt}" if attempt else "")))
+
+    def _clean(self) -> None:
+        """Remove what unfinished saves left and what `restore` found damaged."""
+        for entry in _entries(self.directory):
+            if entry.path in self._damaged or not (entry.path / MANIFEST).exists():
+                entry.remove()
+        self._damaged.clear()
+
+    def _finish(self, entry: _Entry, manifest: dict) -> None:
+        """In the worker thread: after Orbax's commit, digest, seal, prune."""
+        try:
+            self._orbax.wait_until_finished()
+            files = sorted(path for path in entry.path.rglob("*") if path.is_file())
+            digests = {str(path.relative_to(entry.path)): [path.stat().st_size, _sha256(path)] for path in files}
+            write_beside(entry.path / MANIFEST, seal({**manifest, "files": digests}))
+        except BaseException as error:
+            entry.remove()
+            raise user_error(error, entry.path) from error
+        self._prune(entry)
+
+    def _prune(self, newest: _Entry) -> None:
+        """Drop what is older than the newest `keep`, and what lies after the tick just saved: another history's."""
+        entries = _entries(self.directory)
+        ticks = sorted({entry.tick for entry in entries if entry.tick <= newest.tick}, reverse=True)[: self._keep]
+        for entry in entries:
+            if entry.tick not in ticks or (entry.tick == newest.tick and entry.attempt != newest.attempt):
+                entry.remove()
+
+
+def export(directory: Path, index: int, out: Path, tick: int | None = None, prefix: str = "") -> tuple[int, dict]:
+    """Take run `index` of a pack out of its checkpoint into the npz file `out`; returns (tick, meta).
+
+    Every leaf of the state has a leading run axis. Entries of the npz are the leaves' paths, those that begin with
+    `prefix`, without the run axis; types that numpy lacks (bfloat16) are written as float32, typed keys as their key
+    data; the entry "meta" is a JSON text. tick: None for the newest whole checkpoint, else exactly that one.
+    CheckpointError when there is none, it is damaged, or it has no such run.
+    """
+    entry, manifest = _chosen(Path(directory).absolute(), tick)
+    names = [name for name in manifest["leaves"] if name.startswith(prefix)]
+    if not names:
+        raise CheckpointError(f"checkpoint {entry.path} has nothing under {prefix!r}, but {', '.join(sorted(manifest['leaves'])[:4])}, …")
+    runs = {tuple(manifest["leaves"][name]["shape"][:1]) for name in manifest["leaves"]}
+    if len(runs) != 1 or () in runs:
+        raise CheckpointError(f"checkpoint {entry.path} is not of a pack: its leaves do not share a leading run axis")
+    (count,) = runs.pop()
+    if not 0 <= index < count:
+        raise CheckpointError(f"checkpoint {entry.path} holds {count} runs, numbered from 0; found no run {index}")
+    arrays = _read_numpy(entry, manifest)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in [(name, arrays[name][index]) for name in names] + [("meta", np.array(json.dumps(manifest["meta"])))]:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array if array.dtype.kind in "biufcU" else array.astype(np.float32))
+    write_beside(Path(out), packed.getvalue())
+    return entry.tick, manifest["meta"]
+
+
+def _chosen(directory: Path, tick: int | None) -> tuple[_Entry, dict]:
+    """The checkpoint of `tick`, or the newest whole one, verified."""
+    entries = [entry for entry in _entries(directory) if tick in (None, entry.tick)]
+    problem = None
+    for entry in entries:
+        try:
+            return entry, entry.verify()
+        except CheckpointError as error:
+            problem = problem or error
+    if problem:
+        raise problem
+    ticks = ", ".join(str(entry.tick) for entry in _entries(directory)) or "none"
+    raise CheckpointError(f"no checkpoint of tick {'any' if tick is None else tick} in {directory}; found ticks: {ticks}")
