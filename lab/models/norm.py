@@ -1,0 +1,30 @@
+"""Normalisation over the last axis, computed in float32 or wider: RMSNorm (arXiv:1910.07467), LayerNorm (1607.06450)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lab.models import weight
+
+
+class Norm(nn.Module):
+    """Takes and returns [..., features] in the input's dtype. Kind "rms" has a gain, "layer" a gain and a bias."""
+
+    kind: str
+    epsilon: float
+    axis_name: str
+
+    @nn.compact
+    def __call__(self, x):
+        axes = {self.axis_name: x.shape[-1]}
+        shared = {"fan_out": (0,), "width": (0,)}
+        gain = weight.declare(self, "gain", axes, role="norm", init=weight.ones, **shared)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.kind == "layer":
+            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        y = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon) * gain
+        if self.kind == "layer":
+            y = y + weight.declare(self, "bias", axes, role="bias", init=weight.zeros, **shared)
+        return y.astype(x.dtype)

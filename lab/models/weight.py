@@ -1,0 +1,124 @@
+"""A weight knows what it is: the record that each weight is declared with, and the box that carries it through Linen.
+
+From the record follow initial scale, multipliers, sharding and counts; nothing else in the library matches on names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ROLES = ("embedding", "hidden", "residual", "readout", "norm", "bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a weight is. Axes are indices into `shape`, which has one logical name per axis in `axes`.
+
+    `fan_in` and `fan_out` are the axes that the operation sums over and makes; `width` those that grow with the model's
+    width; `depth` the axis of stacked layers, or None. `role` is one of ROLES: `hidden` maps features to features,
+    `residual` is a hidden weight whose product is added to the residual stream, `embedding` maps tokens to features,
+    `readout` features to logits.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    fan_in: tuple[int, ...]
+    fan_out: tuple[int, ...]
+    width: tuple[int, ...]
+    depth: int | None
+    role: str
+
+    def size(self, axes: tuple[int, ...]) -> int:
+        """The product of the sizes of some axes; 1 for none."""
+        product = 1
+        for axis in axes:
+            product *= self.shape[axis]
+        return product
+
+    def _move(self, index: int, by: int) -> Record:
+        def moved(axes):
+            return tuple(axis + by if axis >= index else axis for axis in axes)
+
+        depth = None if self.depth is None else moved((self.depth,))[0]
+        return dataclasses.replace(
+            self, fan_in=moved(self.fan_in), fan_out=moved(self.fan_out), width=moved(self.width), depth=depth
+        )
+
+    def stacked(self, index: int, name: str, length: int) -> Record:
+        """The record of `length` such weights stacked along a new axis `index`, which becomes the depth axis."""
+        moved = self._move(index, 1)
+        shape = (*self.shape[:index], length, *self.shape[index:])
+        axes = (*self.axes[:index], name, *self.axes[index:])
+        return dataclasses.replace(moved, shape=shape, axes=axes, depth=index)
+
+    def unstacked(self, index: int) -> Record:
+        """The record of one weight of a stack along axis `index`."""
+        shape, axes = (value[:index] + value[index + 1 :] for value in (self.shape, self.axes))
+        return dataclasses.replace(self, shape=shape, axes=axes, depth=None)._move(index, -1)
+
+
+@flax.struct.dataclass
+class Weight(nn.meta.AxisMetadata):
+    """A value with its record: the box that Linen's `init` returns and that `unbox` opens."""
+
+    value: Any
+    record: Record = flax.struct.field(pytree_node=False)
+
+    def unbox(self):
+        return self.value
+
+    def replace_boxed(self, value):
+        return self.replace(value=value)
+
+    def add_axis(self, index: int, params: dict):
+        return self.replace(record=self.record.stacked(index, params[nn.PARTITION_NAME], params["length"]))
+
+    def remove_axis(self, index: int, params: dict):
+        return self.replace(record=self.record.unstacked(index))
+
+
+def declare(
+    module: nn.Module,
+    name: str,
+    axes: dict[str, int],
+    *,
+    role: str,
+    fan_in: tuple[int, ...] = (),
+    fan_out: tuple[int, ...] = (),
+    width: tuple[int, ...] = (),
+    init: Callable = jax.random.normal,
+):
+    """Declares weight `name` of a Linen module, `axes` naming its axes and their sizes in order; returns its value.
+
+    The value is drawn at unit scale by `init(key, shape, dtype)` in float32: the parametrization's `init_std`
+    multiplies it afterwards, so that the scale is a number that enters the program.
+    """
+    shape = tuple(axes.values())
+    record = Record(shape, tuple(axes), fan_in, fan_out, width, None, role)
+
+    def boxed(key):
+        return Weight(init(key, shape, jnp.float32), record)
+
+    return module.param(name, boxed)
+
+
+def ones(key, shape, dtype):
+    """An initial gain."""
+    return jnp.ones(shape, dtype)
+
+
+def zeros(key, shape, dtype):
+    """An initial bias."""
+    return jnp.zeros(shape, dtype)
+
+
+def is_record(leaf) -> bool:
+    """Whether a leaf of a tree is a Record, for `jax.tree.map(..., is_leaf=is_record)`."""
+    return isinstance(leaf, Record)
