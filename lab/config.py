@@ -259,8 +259,14 @@ def mlp_width(model: ConfigDict) -> int:
 
 
 def microbatch_tokens(cfg: ConfigDict) -> int:
-    """Tokens of one tick: the micro-batch, or the whole batch where that is smaller."""
-    return min(cfg.execution.microbatch_tokens, cfg.run.batch_tokens)
+    """Tokens of one tick: `execution.microbatch_tokens`, or a quarter, a sixteenth, ... of it for smaller batches.
+
+    Steps of four keep batch sizes that span decades in few packs, none of which serves a batch in slivers.
+    """
+    micro = cfg.execution.microbatch_tokens
+    while micro > cfg.run.batch_tokens and micro % (4 * cfg.model.sequence_length) == 0:
+        micro //= 4
+    return micro if micro <= cfg.run.batch_tokens else cfg.model.sequence_length
 
 
 def resolve(cfg: ConfigDict, vocab_size: int) -> ConfigDict:

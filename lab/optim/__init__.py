@@ -1,0 +1,1 @@
+"""Timelines (schedules as data) and optimizers whose hyperparameters are traced numbers."""

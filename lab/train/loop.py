@@ -1,0 +1,202 @@
+"""The host's loop over a pack: chunks of ticks between evaluations, checkpoints by the clock, members that leave."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from lab.models import counts
+from lab.sweep.store import RunStore
+from lab.train.checkpoint import Checkpointer, write_npz
+from lab.train.pack import CHUNK_TICKS, EVALUATIONS, Member, Pack
+from lab.train.step import METRICS
+
+CHUNK_SECONDS = 1.0  # what a chunk should take, so that Ctrl-C, checkpoints and the display stay prompt
+TRAIN = ("tokens", "learning_rate", *METRICS)
+
+
+class Interrupted(Exception):
+    """The pack was asked to stop; its state is saved and it can go on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a display is told after each chunk.
+
+    tokens: trained since the last report, over all live members. loss: mean training loss of the live members.
+    """
+
+    tick: int
+    last_tick: int
+    live: int
+    tokens: int
+    loss: float
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGINT or SIGTERM came; a second signal ends the process as usual."""
+    asked = []
+
+    def ask(number, frame):
+        asked.append(number)
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def train(pack: Pack, store: RunStore, checkpointer: Checkpointer, meta: dict, report: Callable[[Progress], None]) -> None:
+    """Trains every member to its end; each leaves a record when it is finished or diverged.
+
+    Args:
+      meta: recorded with each checkpoint (code, hardware, configs).
+
+    Raises:
+      Interrupted: after SIGINT or SIGTERM, once the state is saved.
+    """
+    with stop_requests() as stopping:
+        _Loop(pack, store, checkpointer, meta, report).run(stopping)
+
+
+class _Loop:
+    def __init__(self, pack, store, checkpointer, meta, report):
+        self.pack, self.store, self.checkpointer, self.meta, self.report = pack, store, checkpointer, meta, report
+        self.options = pack.cfg.execution
+        self.curves = {member.run: store.curves(member.run, layout(member)) for member in pack.live}
+        self.steps = dict(zip(pack.slots, np.asarray(pack.state.step).tolist()))
+        self.broken = {run for run, tick in zip(pack.slots, np.asarray(pack.state.diverged)) if run and tick}
+        self.pending: tuple[int, int, jax.Array] | None = None
+        self.seconds_per_tick: float | None = None
+        self.saved_at, self.saved_tick = time.monotonic(), pack.tick
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        while self.pack.live:
+            boundary = min(t for m in self.pack.live for t in m.evaluation_ticks if t > self.pack.tick)
+            while self.pack.tick < boundary:
+                self.chunk(boundary)
+                if stopping():
+                    self.drain()
+                    self.save()
+                    self.checkpointer.wait()
+                    raise Interrupted
+                self.save_if_due()
+            self.drain()
+            self.evaluate(boundary)
+        self.checkpointer.wait()
+
+    def chunk(self, boundary: int) -> None:
+        """Dispatches ticks for about a second; the metrics of the chunk before are read while it computes."""
+        wanted = CHUNK_TICKS if self.seconds_per_tick is None else int(CHUNK_SECONDS / self.seconds_per_tick)
+        count = max(1, min(CHUNK_TICKS, boundary - self.pack.tick, wanted if self.seconds_per_tick else 8))
+        start, began = self.pack.tick, time.monotonic()
+        metrics = self.pack.advance(count)
+        self.drain()
+        self.pending = (start, count, metrics)
+        jax.block_until_ready(metrics)
+        self.seconds_per_tick = (time.monotonic() - began) / count
+
+    def drain(self) -> None:
+        """Writes the rows of the last chunk. A row's place is its step, so writing it twice changes nothing."""
+        if self.pending is None:
+            return
+        start, count, metrics = self.pending
+        self.pending = None
+        values, finishing, losses = np.asarray(metrics), [], []
+        live = self.pack.live
+        for slot, run in enumerate(self.pack.slots):
+            if run not in {member.run for member in live} or run in self.broken:
+                continue
+            member = self.pack.members[run]
+            rows = member.timeline.rows(start, count)
+            made = np.flatnonzero(rows["apply"])
+            if not len(made):
+                continue
+            lines = values[slot, made].astype(np.float64)
+            first = self.steps[run]
+            whole = np.isfinite(lines).all(axis=1)
+            if not whole.all():
+                self.broken.add(run)
+                lines, made = lines[: int(np.argmin(whole)) + 1], made[: int(np.argmin(whole)) + 1]
+            tokens = (first + 1 + np.arange(len(made))) * member.cfg.run.batch_tokens
+            lines = np.column_stack([tokens, rows["learning_rate"][made], lines])
+            finishing.append(self.curves[run].start_write("train", first, lines))
+            self.steps[run] = first + len(made)
+            losses.append(lines[-1, 2])
+        for finish in finishing:
+            finish()
+        per_tick = self.pack.members[live[0].run].microbatch * self.pack.sequence_length if live else 0
+        last = max((member.timeline.ticks for member in live), default=start + count)
+        loss = float(np.nanmean(losses)) if losses else float("nan")
+        self.report(Progress(start + count, last, len(live), count * per_tick * len(live), loss))
+
+    def evaluate(self, tick: int) -> None:
+        """Evaluates the members that are due, and lets go of those that are finished or diverged."""
+        due = {member.run for member in self.pack.live if tick in member.evaluation_ticks}
+        rows = self.pack.evaluate(due)
+        diverged = dict(zip(self.pack.slots, np.asarray(self.pack.state.diverged).tolist()))
+        gone = set()
+        for run in due:
+            member = self.pack.members[run]
+            self.curves[run].write("evaluations", member.evaluation_ticks[tick], rows[run])
+            if diverged[run] or tick == member.timeline.ticks:
+                self.finish(member, dict(zip(EVALUATIONS, rows[run].tolist())), diverged[run])
+                gone.add(run)
+        if gone:
+            self.pack.drop(gone)
+
+    def finish(self, member: Member, last: dict[str, float], diverged: int) -> None:
+        """The run's weights, then its record: a run with a record is whole."""
+        slot = self.pack.slots.index(member.run)
+        state = jax.tree.map(lambda x: np.asarray(x[slot]), {"weights": self.pack.state.weights, "average": self.pack.state.average})
+        write_npz(self.store.run_directory(member.run) / "weights.npz", state, {"run": member.run, "step": int(last["step"])})
+        sequences = member.sequences(diverged or member.timeline.ticks)
+        held = self.pack.corpus.sequences("train", self.pack.sequence_length)
+        number = lambda x: x if np.isfinite(x) else None  # noqa: E731
+        record = {
+            "status": "diverged" if diverged else "finished",
+            "diverged_tick": diverged or None,
+            "steps": int(last["step"]),
+            "tokens": int(last["tokens"]),
+            "sequences": sequences,
+            "epochs": sequences / held,
+            "loss": number(last["loss"]),
+            "average_loss": number(last["average_loss"]),
+            "parameters": counts.parameters(member.cfg.model),
+            "flops_per_token": counts.flops_per_token(member.cfg.model),
+        }
+        self.store.write_record(member.run, record)
+
+    def save_if_due(self) -> None:
+        every, seconds = self.options.checkpoint_ticks, self.options.checkpoint_seconds
+        by_tick = every and self.pack.tick // every > self.saved_tick // every
+        by_time = seconds and time.monotonic() - self.saved_at >= seconds and not self.checkpointer.busy
+        if by_tick or by_time:
+            self.save()
+
+    def save(self) -> None:
+        self.drain()
+        place = {"slots": self.pack.slots, "left": sorted(self.pack.left)}
+        self.checkpointer.save(self.pack.tick, self.pack.state, {**self.meta, **place})
+        self.saved_at, self.saved_tick = time.monotonic(), self.pack.tick
+
+
+def layout(member: Member) -> dict[str, Any]:
+    """Rows and columns of a run's curves."""
+    return {
+        "train": {"rows": member.timeline.steps, "fields": list(TRAIN), "dtype": "float64"},
+        "evaluations": {"rows": len(member.evaluation_ticks), "fields": list(EVALUATIONS), "dtype": "float64"},
+    }
