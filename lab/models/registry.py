@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,11 @@ _BUILT_IN = {"decoder": "lab.models.decoder"}
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """`builder(config, unroll)` returns a Model; `at_width(config, width)` the config of the same family at a width."""
+    """What `register` was told of a kind."""
 
     builder: Callable[[Any, int | None], Any]
     at_width: Callable[[Any, int], Any]
+    counts: Any
 
 
 _KINDS: dict[str, Kind] = {}
@@ -32,8 +34,6 @@ def proportional(config, width: int):
     common divisor. An explicit `mlp_width` is rounded to the nearest whole number.
     Raises ConfigError where the heads do not come out whole.
     """
-    import math
-
     base = config.copy_and_resolve_references()
     base.width = width
     if config.mlp_width:
@@ -51,14 +51,28 @@ def proportional(config, width: int):
     return base
 
 
-def register(kind: str, at_width: Callable[[Any, int], Any] = proportional):
-    """Decorator: adds a builder of models under `model.kind`. The last one registered under a name is used."""
+def register(kind: str, at_width: Callable[[Any, int], Any] = proportional, counts: Any = None):
+    """Decorator: adds `builder(config, unroll)`, which returns a Model, under `model.kind`. The last one of a name is used.
+
+    `at_width(config, width)` gives the config of the same family at another width. `counts` has closed forms
+    `parameters(config)` and `flops_per_token(config)` (see `lab.models.counts`); None measures records and jaxpr.
+    """
 
     def add(builder):
-        _KINDS[kind] = Kind(builder, at_width)
+        _KINDS[kind] = Kind(builder, at_width, counts)
         return builder
 
     return add
+
+
+def own_counts(kind: str) -> Any:
+    """The counts of a registered kind, or None for the built-in decoder. Raises ConfigError for an unknown kind."""
+    one_of("model.kind", kind, sorted(set(_BUILT_IN) | set(_KINDS)))
+    if kind in _BUILT_IN:
+        return None
+    if _KINDS[kind].counts is not None:
+        return _KINDS[kind].counts
+    return importlib.import_module("lab.models.measure").Measured
 
 
 def _find(kind: str) -> Kind:
