@@ -13,6 +13,7 @@ optax tuples, frozen dataclasses and dicts all come back in the types of the tar
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -22,7 +23,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,16 +44,17 @@ def write_beside(path: Path, content: bytes) -> None:
     """Write `content` to a file beside `path`, then rename it there. UserError when the disk is full."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        beside.unlink(missing_ok=True)
-        raise user_error(error, path) from error
+    with full_disk_in_one_line(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(beside, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
 
 
 def seal(content: Any) -> bytes:
@@ -69,14 +71,21 @@ def unseal(document: bytes) -> Any:
     return parsed["content"]
 
 
-def user_error(error: BaseException, path: Path) -> BaseException:
-    """A one-line UserError if `error` says that the disk is full (also from inside TensorStore), else `error`."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(seen):
-            return UserError(f"no space left on the disk of {path}: nothing of it was written; free some and run again")
-        seen = seen.__cause__ or seen.__context__
-    return error
+@contextlib.contextmanager
+def full_disk_in_one_line(path: Path) -> Iterator[None]:
+    """Turn an error that says that the disk is full, also one from inside TensorStore, into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            advice = "nothing of it was written; free some space and run again"
+            raise UserError(f"no space left on the disk of {path}: {advice}") from error
+        raise
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of a library's message, for use inside one of ours."""
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 # One checkpoint
@@ -97,7 +106,7 @@ class _Entry:
         except FileNotFoundError:
             raise CheckpointError(f"checkpoint {self.path} is half-written (it has no manifest)") from None
         except (ValueError, OSError) as error:
-            raise CheckpointError(f"checkpoint {self.path} has a damaged manifest ({_line(error)})") from None
+            raise CheckpointError(f"checkpoint {self.path} has a damaged manifest ({one_line(error)})") from None
 
     def verify(self) -> dict:
         """The manifest, once every file has been read and found as it was written; CheckpointError names the file."""
@@ -106,8 +115,9 @@ class _Entry:
             file = self.path / name
             if not file.is_file():
                 raise CheckpointError(f"checkpoint {self.path} lacks its file {name}")
-            if file.stat().st_size != size:
-                raise CheckpointError(f"checkpoint {self.path}: {name} has {file.stat().st_size} bytes, expected {size}")
+            found = file.stat().st_size
+            if found != size:
+                raise CheckpointError(f"checkpoint {self.path}: {name} has {found} bytes, expected {size}")
             if _sha256(file) != digest:
                 raise CheckpointError(f"checkpoint {self.path}: {name} is damaged (its sha256 differs)")
         return manifest
@@ -116,6 +126,16 @@ class _Entry:
         """Manifest first, so that a removal cut short leaves nothing that looks whole."""
         (self.path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _removed_on_error(entry: _Entry) -> Iterator[None]:
+    with full_disk_in_one_line(entry.path):
+        try:
+            yield
+        except BaseException:
+            entry.remove()
+            raise
 
 
 def _entries(directory: Path) -> list[_Entry]:
@@ -129,10 +149,6 @@ def _entries(directory: Path) -> list[_Entry]:
 def _sha256(file: Path) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 # Leaves
@@ -168,7 +184,8 @@ def _description(leaf: Any) -> dict:
     """What the manifest says of a leaf; a target must agree in shape and dtype."""
     import jax
 
-    described = {"shape": list(np.shape(leaf)), "dtype": str(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype)}
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    described = {"shape": list(np.shape(leaf)), "dtype": str(dtype)}
     if isinstance(leaf, jax.Array) and _is_key(leaf):
         described["key_implementation"] = str(jax.random.key_impl(leaf))
     return described
@@ -201,7 +218,8 @@ def _read(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     with ocp.Checkpointer(_handler()) as reader:
-        return reader.restore(path, args=ocp.args.PyTreeRestore(item=dict.fromkeys(arguments, 0), restore_args=arguments))
+        wanted = ocp.args.PyTreeRestore(item=dict.fromkeys(arguments, 0), restore_args=arguments)
+        return reader.restore(path, args=wanted)
 
 
 def _read_numpy(entry: _Entry, manifest: dict) -> dict[str, np.ndarray]:
@@ -220,9 +238,10 @@ def _read_state(entry: _Entry, manifest: dict, target: Any) -> Any:
 
     def argument(leaf):
         sharding = getattr(leaf, "sharding", None)
-        stored = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)) if _is_key(leaf) else leaf
         if sharding is None:
             return ocp.RestoreArgs(restore_type=np.ndarray)
+        plain = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        stored = jax.eval_shape(jax.random.key_data, plain) if _is_key(leaf) else plain
         return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=stored.shape, dtype=stored.dtype)
 
     arrays = _read(entry.path / "state", {name: argument(leaf) for name, leaf in leaves.items()})
@@ -250,13 +269,19 @@ def latest(directory: Path) -> tuple[int, dict] | None:
     return None
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
     """Saves and restores the states of one pack; one writer per directory (the locks of its runs see to that).
 
-    keep: how many of the newest checkpoints stay, at least 1. warn: called with one line for each checkpoint passed over.
+    keep: how many of the newest checkpoints stay, at least 1.
+    warn: called with one line for each checkpoint passed over.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, warn: Callable[[str], None] = logging.getLogger(__name__).warning):
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 2,
+        warn: Callable[[str], None] = logging.getLogger(__name__).warning,
+    ):
         if keep < 1:
             raise ValueError(f"keep is {keep}, expected at least 1")
         self.directory = Path(directory).absolute()
@@ -266,9 +291,6 @@ class Checkpointer:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
         self._damaged: set[Path] = set()
-
-    def __enter__(self) -> Checkpointer:
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -303,13 +325,10 @@ class Checkpointer:
         entry = self._new_entry(tick)
         if self._orbax is None:
             self._orbax = ocp.AsyncCheckpointer(_handler())
-        try:
+        with _removed_on_error(entry):
             entry.path.mkdir(parents=True)
             stored = {name: _storable(leaf) for name, leaf in leaves.items()}
             self._orbax.save(entry.path / "state", args=ocp.args.PyTreeSave(stored))
-        except BaseException as error:
-            entry.remove()
-            raise user_error(error, entry.path) from error
         self._pending = self._worker.submit(self._finish, entry, {"tick": tick, "meta": meta, "leaves": described})
 
     def restore(self, target: Any) -> tuple[int, Any, dict] | None:
@@ -360,14 +379,11 @@ class Checkpointer:
 
     def _finish(self, entry: _Entry, manifest: dict) -> None:
         """In the worker thread: after Orbax's commit, digest, seal, prune."""
-        try:
+        with _removed_on_error(entry):
             self._orbax.wait_until_finished()
             files = sorted(path for path in entry.path.rglob("*") if path.is_file())
             digests = {str(path.relative_to(entry.path)): [path.stat().st_size, _sha256(path)] for path in files}
             write_beside(entry.path / MANIFEST, seal({**manifest, "files": digests}))
-        except BaseException as error:
-            entry.remove()
-            raise user_error(error, entry.path) from error
         self._prune(entry)
 
     def _prune(self, newest: _Entry) -> None:
@@ -388,21 +404,24 @@ def export(directory: Path, index: int, out: Path, tick: int | None = None, pref
     CheckpointError when there is none, it is damaged, or it has no such run.
     """
     entry, manifest = _chosen(Path(directory).absolute(), tick)
-    names = [name for name in manifest["leaves"] if name.startswith(prefix)]
+    leaves = manifest["leaves"]
+    names = [name for name in leaves if name.startswith(prefix)]
     if not names:
-        raise CheckpointError(f"checkpoint {entry.path} has nothing under {prefix!r}, but {', '.join(sorted(manifest['leaves'])[:4])}, …")
-    runs = {tuple(manifest["leaves"][name]["shape"][:1]) for name in manifest["leaves"]}
+        raise CheckpointError(f"checkpoint {entry.path} has nothing under {prefix!r}; it begins with {min(leaves)}")
+    runs = {tuple(leaf["shape"][:1]) for leaf in leaves.values()}
     if len(runs) != 1 or () in runs:
-        raise CheckpointError(f"checkpoint {entry.path} is not of a pack: its leaves do not share a leading run axis")
+        raise CheckpointError(f"checkpoint {entry.path} is not of a pack: its leaves share no leading run axis")
     (count,) = runs.pop()
     if not 0 <= index < count:
         raise CheckpointError(f"checkpoint {entry.path} holds {count} runs, numbered from 0; found no run {index}")
     arrays = _read_numpy(entry, manifest)
+    taken = {name: arrays[name][index] for name in names} | {"meta": np.array(json.dumps(manifest["meta"]))}
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in [(name, arrays[name][index]) for name in names] + [("meta", np.array(json.dumps(manifest["meta"])))]:
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, array in taken.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array if array.dtype.kind in "biufcU" else array.astype(np.float32))
+                portable = array if array.dtype.kind in "biufcU" else array.astype(np.float32)
+                np.lib.format.write_array(member, np.asarray(portable))
     write_beside(Path(out), packed.getvalue())
     return entry.tick, manifest["meta"]
 
@@ -410,13 +429,12 @@ def export(directory: Path, index: int, out: Path, tick: int | None = None, pref
 def _chosen(directory: Path, tick: int | None) -> tuple[_Entry, dict]:
     """The checkpoint of `tick`, or the newest whole one, verified."""
     entries = [entry for entry in _entries(directory) if tick in (None, entry.tick)]
-    problem = None
     for entry in entries:
-        try:
+        with contextlib.suppress(CheckpointError):
             return entry, entry.verify()
-        except CheckpointError as error:
-            problem = problem or error
-    if problem:
-        raise problem
-    ticks = ", ".join(str(entry.tick) for entry in _entries(directory)) or "none"
-    raise CheckpointError(f"no checkpoint of tick {'any' if tick is None else tick} in {directory}; found ticks: {ticks}")
+    if entries:
+        entries[0].verify()
+    raise CheckpointError(
+        f"no checkpoint{'' if tick is None else f' of tick {tick}'} in {directory}; found: "
+        + (", ".join(entry.path.name for entry in _entries(directory)) or "none")
+    )
