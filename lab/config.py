@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lab.errors import ConfigError
+from lab.models import architecture
 
 
 def default_config() -> ConfigDict:
@@ -103,10 +104,6 @@ def default_config() -> ConfigDict:
 
 
 CHOICES = {
-    "model.norm": ("rms", "layer"),
-    "model.activation": ("gelu", "silu", "relu"),
-    "model.compute_dtype": ("float32", "bfloat16", "float64"),
-    "model.remat": ("none", "full"),
     "optimizer.name": ("adamw", "sgd", "lion"),
     "schedule.name": ("constant", "linear", "cosine", "wsd", "one-minus-sqrt"),
     "averaging.name": ("none", "exponential", "polynomial"),
@@ -114,8 +111,8 @@ CHOICES = {
     "execution.run_axis": ("auto", "map", "vmap"),
 }
 POSITIVE = (
-    "model.width model.depth model.heads model.kv_heads model.sequence_length model.norm_epsilon model.rope_base "
-    "parametrization.base_width parametrization.init_scale optimizer.learning_rate optimizer.epsilon "
+    "model.width model.depth model.sequence_length parametrization.base_width parametrization.init_scale "
+    "optimizer.learning_rate optimizer.epsilon "
     "averaging.window_tokens averaging.window_fraction run.horizon_tokens run.batch_tokens data.vocabulary_size "
     "evaluation.points evaluation.first_tokens evaluation.sequences execution.microbatch_tokens execution.pack_runs "
     "execution.checkpoint_keep execution.mesh.data execution.mesh.fsdp execution.mesh.tensor"
@@ -218,15 +215,8 @@ def validate(cfg: ConfigDict) -> ConfigDict:
         if isinstance(value, (int, float)) and value < 0:
             raise ConfigError(f"{key}: found {value}, expected at least 0")
     model, run = cfg.model, cfg.run
-    if model.head_width == 0 and model.width % model.heads:
-        raise ConfigError(
-            f"model.heads: {model.heads} heads do not divide model.width {model.width}; "
-            "choose a divisor or set model.head_width"
-        )
-    if model.heads % model.kv_heads:
-        raise ConfigError(f"model.kv_heads: {model.kv_heads} does not divide model.heads {model.heads}")
-    if head_width(model) % 2:
-        raise ConfigError(f"model.head_width: found {head_width(model)}, expected an even number (rotary embedding)")
+    if model.kind == "decoder":
+        architecture.resolve({**model, "vocab_size": model.vocab_size or 1})
     micro = microbatch_tokens(cfg)
     for key, tokens in (("run.batch_tokens", run.batch_tokens), ("execution.microbatch_tokens", micro)):
         if tokens % model.sequence_length:
@@ -246,18 +236,6 @@ def validate(cfg: ConfigDict) -> ConfigDict:
     return cfg
 
 
-def head_width(model: ConfigDict) -> int:
-    """Width of one attention head."""
-    return model.head_width or model.width // model.heads
-
-
-def mlp_width(model: ConfigDict) -> int:
-    """Hidden width of the MLP; the default keeps about 8 * width^2 weights, gated or not."""
-    if model.mlp_width:
-        return model.mlp_width
-    return -(-8 * model.width // 24) * 8 if model.gated else 4 * model.width
-
-
 def microbatch_tokens(cfg: ConfigDict) -> int:
     """Tokens of one tick: `execution.microbatch_tokens`, or a quarter, a sixteenth, ... of it for smaller batches.
 
@@ -269,21 +247,26 @@ def microbatch_tokens(cfg: ConfigDict) -> int:
     return micro if micro <= cfg.run.batch_tokens else cfg.model.sequence_length
 
 
-def resolve(cfg: ConfigDict, vocab_size: int) -> ConfigDict:
-    """`cfg` with every "0 means derived" of the model made explicit."""
-    out = ConfigDict(cfg.to_dict())
-    out.model.head_width = head_width(cfg.model)
-    out.model.mlp_width = mlp_width(cfg.model)
-    out.model.vocab_size = cfg.model.vocab_size or vocab_size
-    if out.model.vocab_size < vocab_size:
-        raise ConfigError(f"model.vocab_size: found {out.model.vocab_size}, but the corpus has {vocab_size} tokens")
-    return out
+def with_vocabulary(cfg: ConfigDict, vocab_size: int) -> ConfigDict:
+    """`cfg` with the model's vocabulary made explicit.
+
+    Raises:
+      ConfigError: where a vocabulary was set that is smaller than the corpus's.
+    """
+    if 0 < cfg.model.vocab_size < vocab_size:
+        raise ConfigError(f"model.vocab_size: found {cfg.model.vocab_size}, but the corpus has {vocab_size} tokens")
+    return override(cfg, {"model.vocab_size": cfg.model.vocab_size or vocab_size})
 
 
 def meaning(cfg: ConfigDict) -> dict[str, Any]:
     """What identity is computed from: a resolved config less `execution` and less what its options never read."""
     flat = {key: value for key, value in flatten(cfg).items() if not key.startswith("execution.")}
     unread: set[str] = set()
+    if cfg.model.kind == "decoder":
+        resolved = architecture.resolve(cfg.model)
+        flat["model.mlp_width"] = resolved.mlp_width
+        if cfg.parametrization.name == "standard":  # elsewhere 0 says how the base model's heads follow its width
+            flat["model.head_width"] = resolved.head_width
     if cfg.parametrization.name == "standard":
         unread.add("parametrization.base_width")
     unread |= {

@@ -1,0 +1,128 @@
+"""What an experiment is: a paper's sweep by scale, its analysis, its figure, its claims.
+
+A module under `experiments/`, or a file of your own, lists its `EXPERIMENTS`. Everything that is heavy is imported
+inside the functions, so that `lab list` stays quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lab.sweep.axes import Point
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The runs of an experiment at one scale.
+
+    Attributes:
+      base: config that the points change.
+      points: see `lab.sweep.axes`.
+      note: what this scale is for, in a sentence: hardware and time.
+      settings: numbers of the analysis that belong to the scale (targets, reference batch, ...).
+      extensions: how often the sweep may extend itself where the best value of a tuned axis lies on its edge.
+    """
+
+    base: ConfigDict
+    points: Sequence[Point]
+    note: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    extensions: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What an analysis reads: the table, one row per run, and each run's evaluations.
+
+    `table` has columns `run`, `status`, every config key by its dotted name, and what the record says (`steps`,
+    `tokens`, `epochs`, `loss`, `average_loss`, `parameters`, ...). `evaluations(run)` is a frame of `step`, `tokens`,
+    `loss`, `average_loss` and the cumulative noise sums.
+    """
+
+    table: Any
+    evaluations: Callable[[str], Any]
+    settings: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What an experiment concludes.
+
+    Attributes:
+      findings: a `lab.report.findings.Finding` per claim.
+      tables: named data frames, shown and committed with the results.
+      notes: sentences that a reader must know (repetition, edges of grids, what was censored).
+      draw: writes the figure, PNG and SVG, given a path without suffix; returns the PNG.
+    """
+
+    findings: Sequence[Any]
+    tables: Mapping[str, Any]
+    notes: Sequence[str]
+    draw: Callable[[Path], Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One figure of a paper, under an ID.
+
+    Attributes:
+      id: `paper/panel`.
+      paper: authors, year, title, arXiv number.
+      summary: one sentence.
+      scales: name -> function that makes the sweep.
+      analyse: results -> analysis; pure.
+      extend: (results, base) -> further points where a tuned axis has its best value on the edge.
+      published: path of the authors' table -> analysis, where there is one.
+    """
+
+    id: str
+    paper: str
+    summary: str
+    scales: Mapping[str, Callable[[], Sweep]]
+    analyse: Callable[[Results], Analysis]
+    extend: Callable[[Results], Sequence[Point]] | None = None
+    published: Callable[[Path], Analysis] | None = None
+
+
+def edge_points(
+    best: Mapping[Any, float], tried: Mapping[Any, Sequence[float]], limits: tuple[float, float]
+) -> dict[Any, float]:
+    """The next value for each group whose best value is the lowest or highest tried.
+
+    Args:
+      best: group -> best value of the tuned axis.
+      tried: group -> all values tried, evenly spaced in logs.
+      limits: values beyond which the sweep does not go.
+
+    Returns:
+      group -> one more value, the grid's own ratio beyond the edge; groups at a limit are left out.
+    """
+    further = {}
+    for group, value in best.items():
+        values = sorted(set(tried[group]))
+        if len(values) < 2:
+            continue
+        ratio = (values[-1] / values[0]) ** (1 / (len(values) - 1))
+        if value == values[0] and value / ratio >= limits[0] * 0.999:
+            further[group] = value / ratio
+        elif value == values[-1] and value * ratio <= limits[1] * 1.001:
+            further[group] = value * ratio
+    return {group: float(f"{value:.4g}") for group, value in further.items()}
+
+
+@functools.cache
+def find_experiments() -> dict[str, Experiment]:
+    """Every experiment of the `windtunnel.experiments` entry points, ours among them."""
+    from importlib import metadata
+
+    found: dict[str, Experiment] = {}
+    for point in metadata.entry_points(group="windtunnel.experiments"):
+        for experiment in point.load():
+            found[experiment.id] = experiment
+    return found
