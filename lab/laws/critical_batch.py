@@ -237,7 +237,7 @@ def _newton(theta, data, bounds):
         trial = theta - np.clip(np.stack([first, second], 1) / determinant[:, None], -3.0, 3.0)
         trial[:, 1] = np.clip(trial[:, 1], *bounds)
         trial_value = _objective(trial, data)
-        accept = trial_value <= value * (1.0 + 1e-12) + 1e-30  # at the end a step gains less than the rounding of the sum
+        accept = trial_value <= value * (1.0 + 1e-12) + 1e-30  # else rounding refuses the last steps
         theta, value = np.where(accept[:, None], trial, theta), np.where(accept, trial_value, value)
         damping = np.where(accept, damping * 0.1, np.maximum(damping, 1e-12) * 10.0)
     return theta, norm

@@ -29,24 +29,35 @@ class Curve:
 
     def loss_at(self, steps: float) -> float:
         """Loss at `steps` between evaluations (linear in ln steps); NaN outside what was evaluated."""
-        if not self.steps.size or steps < self.steps[0] or steps > self.last_step:
+        if not self.steps.size or not self.steps[0] <= steps <= self.last_step:
             return float("nan")
         return float(np.interp(_position(steps), _position(self.steps), self.losses))
 
-    def crossing(self, target: float) -> Crossing:
-        """First crossing of `target`, loss linear in ln steps between evaluations."""
-        reached = self.losses <= target
-        if not reached.any():
-            return Crossing(self.last_step, censored=True)
-        after = int(np.argmax(reached))
-        if after == 0:
-            return Crossing(float(self.steps[0]), censored=False, before_first=True)
-        before = after - 1
-        share = (self.losses[before] - target) / (self.losses[before] - self.losses[after])
+    def crossings(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First crossings of targets [R], loss linear in ln steps between evaluations: (steps [R], censored [R]).
+
+        Between step 0 and the next evaluation the loss is linear in steps. Without any finite evaluation the bound is
+        `last_step` = 0.
+        """
+        targets = np.asarray(targets, float)
+        after = np.searchsorted(-self.losses, -targets)
+        censored = after == self.losses.size
+        if not self.losses.size:
+            return np.zeros(targets.shape), censored
+        after = np.minimum(after, self.losses.size - 1)
+        before = np.maximum(after - 1, 0)
+        drop = self.losses[before] - self.losses[after]
+        share = np.where(drop > 0, (self.losses[before] - targets) / np.where(drop > 0, drop, 1.0), 1.0)
         low, high = self.steps[before], self.steps[after]
-        if low == 0:
-            return Crossing(float(share * high), censored=False)
-        return Crossing(float(low * (high / low) ** share), censored=False)
+        positive = np.where(low > 0, low, 1.0)
+        steps = np.where(low > 0, positive * (high / positive) ** share, share * high)
+        return np.where(censored, self.last_step, steps), censored
+
+    def crossing(self, target: float) -> Crossing:
+        """First crossing of one target, see `crossings`."""
+        steps, censored = self.crossings(np.array([target]))
+        first = bool(self.losses.size) and bool(self.losses[0] <= target)
+        return Crossing(float(steps[0]), bool(censored[0]), before_first=first)
 
 
 def monotone_curve(steps: np.ndarray, losses: np.ndarray) -> Curve:

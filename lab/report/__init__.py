@@ -1,0 +1,1 @@
+"""Findings with verdicts, and figures."""
