@@ -59,8 +59,8 @@ def write_beside(path: Path, content: bytes) -> None:
 
 def seal(content: Any) -> bytes:
     """JSON document of `content` with its sha256; every byte of it is determined by the content."""
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({"sha256": digest, "content": content}, indent=1, sort_keys=True) + "\n").encode()
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return (json.dumps({"sha256": digest, "content": content}, indent=1) + "\n").encode()
 
 
 def unseal(document: bytes) -> Any:
@@ -129,11 +129,14 @@ class _Entry:
 
 
 @contextlib.contextmanager
-def _removed_on_error(entry: _Entry) -> Iterator[None]:
+def _removed_on_error(entry: _Entry, writer) -> Iterator[None]:
+    """Stop the writer and leave nothing of the checkpoint when it cannot be finished."""
     with full_disk_in_one_line(entry.path):
         try:
             yield
         except BaseException:
+            with contextlib.suppress(Exception):
+                writer.close()
             entry.remove()
             raise
 
@@ -207,16 +210,25 @@ def _check_fits(saved: dict[str, dict], target: dict[str, Any], path: Path) -> N
             )
 
 
-def _handler():
+def _orbax():
+    """Orbax, without its logging of tracebacks that it also raises: whoever catches an error reports it, once."""
     import orbax.checkpoint as ocp
 
-    return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
+    logging.getLogger("absl").addFilter(_not_of_orbax)
+    return ocp
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _handler():
+    return _orbax().PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
 
 
 def _read(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arrays of the Orbax directory, by the restore arguments of each."""
-    import orbax.checkpoint as ocp
-
+    ocp = _orbax()
     with ocp.Checkpointer(_handler()) as reader:
         wanted = ocp.args.PyTreeRestore(item=dict.fromkeys(arguments, 0), restore_args=arguments)
         return reader.restore(path, args=wanted)
@@ -224,16 +236,15 @@ def _read(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _read_numpy(entry: _Entry, manifest: dict) -> dict[str, np.ndarray]:
     """Every leaf as numpy, whatever devices wrote it; typed keys as their key data."""
-    import orbax.checkpoint as ocp
-
+    ocp = _orbax()
     return _read(entry.path / "state", {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in manifest["leaves"]})
 
 
 def _read_state(entry: _Entry, manifest: dict, target: Any) -> Any:
     """The state in the structure of `target`, each leaf placed by its sharding (numpy where it has none)."""
     import jax
-    import orbax.checkpoint as ocp
 
+    ocp = _orbax()
     leaves, treedef = _named_leaves(target)
 
     def argument(leaf):
@@ -287,7 +298,6 @@ class Checkpointer(contextlib.AbstractContextManager):
         self.directory = Path(directory).absolute()
         self._keep = keep
         self._warn = warn
-        self._orbax = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
         self._damaged: set[Path] = set()
@@ -315,21 +325,20 @@ class Checkpointer(contextlib.AbstractContextManager):
         The arrays may be donated as soon as this returns. `meta` is any JSON-serialisable dict. Waits for the save
         before it, and raises what that one met: UserError for a full disk, any other error as it was.
         """
-        import orbax.checkpoint as ocp
-
+        ocp = _orbax()
         self.wait()
         json.dumps(meta)
         leaves, _ = _named_leaves(state)
         described = {name: _description(leaf) for name, leaf in leaves.items()}
         self._clean()
         entry = self._new_entry(tick)
-        if self._orbax is None:
-            self._orbax = ocp.AsyncCheckpointer(_handler())
-        with _removed_on_error(entry):
+        writer = ocp.AsyncCheckpointer(_handler())
+        with _removed_on_error(entry, writer):
             entry.path.mkdir(parents=True)
             stored = {name: _storable(leaf) for name, leaf in leaves.items()}
-            self._orbax.save(entry.path / "state", args=ocp.args.PyTreeSave(stored))
-        self._pending = self._worker.submit(self._finish, entry, {"tick": tick, "meta": meta, "leaves": described})
+            writer.save(entry.path / "state", args=ocp.args.PyTreeSave(stored))
+        manifest = {"tick": tick, "meta": meta, "leaves": described}
+        self._pending = self._worker.submit(self._finish, writer, entry, manifest)
 
     def restore(self, target: Any) -> tuple[int, Any, dict] | None:
         """(tick, state, meta) of the newest whole checkpoint, or None when there is none.
@@ -361,9 +370,6 @@ class Checkpointer(contextlib.AbstractContextManager):
             self.wait()
         finally:
             self._worker.shutdown()
-            if self._orbax is not None:
-                self._orbax.close()
-                self._orbax = None
 
     def _new_entry(self, tick: int) -> _Entry:
         attempts = [entry.attempt for entry in _entries(self.directory) if entry.tick == tick]
@@ -377,10 +383,10 @@ class Checkpointer(contextlib.AbstractContextManager):
                 entry.remove()
         self._damaged.clear()
 
-    def _finish(self, entry: _Entry, manifest: dict) -> None:
+    def _finish(self, writer, entry: _Entry, manifest: dict) -> None:
         """In the worker thread: after Orbax's commit, digest, seal, prune."""
-        with _removed_on_error(entry):
-            self._orbax.wait_until_finished()
+        with _removed_on_error(entry, writer):
+            writer.close()
             files = sorted(path for path in entry.path.rglob("*") if path.is_file())
             digests = {str(path.relative_to(entry.path)): [path.stat().st_size, _sha256(path)] for path in files}
             write_beside(entry.path / MANIFEST, seal({**manifest, "files": digests}))
