@@ -20,7 +20,7 @@ from lab.data.vocabulary import padded
 from lab.errors import DataError
 
 # Token arrays up to this size are read into memory whole, once, after their checksums are compared.
-MEMORY_BYTES = 256 << 20
+MEMORY_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from lab.data import corpora, documents, synthetic
 from lab.data import vocabulary as vocabularies
-from lab.data.cache import Writer, build, key, location
+from lab.data.cache import Writer, build, key_of, location
 from lab.data.corpora import Request
 from lab.errors import DataError, UserError
 
@@ -30,56 +30,49 @@ Say = Callable[[str], None]
 def build_cache(wanted: Request, cache_root: Path, say: Say) -> Path:
     """Makes the cache of `wanted` under `cache_root` unless it is there; returns its directory. Raises DataError."""
     writers = {"synthetic": _write_synthetic, "seqio": _write_seqio, "installed": _write_text, "file": _write_text}
-    path = location(cache_root, wanted)
     documents.check_fraction(wanted.validation_fraction)
+    key = key_of(wanted)
+    path = location(cache_root, wanted, key)
 
     def write(directory: Path) -> None:
         started = time.monotonic()
-        writers[wanted.kind](wanted, directory, say)
+        writers[wanted.kind](wanted, key, directory, say)
         say(f"{wanted.corpus} prepared in {time.monotonic() - started:.1f} s")
 
     build(path, write)
     return path
 
 
-def _manifest(wanted: Request, vocabulary: dict, splits: dict[str, str], description: dict, **facts) -> dict:
+def _manifest(
+    wanted: Request,
+    key: str,
+    vocabulary: dict,
+    split_digests: dict[str, str],
+    description: dict,
+    bytes_per_token: float | None = None,
+    entropy: float | None = None,
+) -> dict:
     return {
         "name": wanted.corpus,
-        "key": key(wanted),
-        "digest": documents.corpus_digest(splits, vocabulary),
+        "key": key,
+        "digest": documents.corpus_digest(split_digests, vocabulary),
         "vocabulary": vocabulary,
         "validation_fraction": wanted.validation_fraction,
         "description": {**description, "python": platform.python_version()},
-        "bytes_per_token": facts.get("bytes_per_token"),
-        "entropy": facts.get("entropy"),
+        "bytes_per_token": bytes_per_token,
+        "entropy": entropy,
     }
 
 
-def synthetic_splits(wanted: Request) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Split to (tokens, document lengths) of the synthetic source."""
+def _write_synthetic(wanted: Request, key: str, directory: Path, say: Say) -> None:
     source = synthetic.parse(wanted.corpus)
-    tokens, lengths = synthetic.generate(source)
-    held = synthetic.held_out(source, wanted.validation_fraction)
-    chosen = {"train": ~held, "validation": held}
-    return {split: (tokens[np.repeat(chosen[split], lengths)], lengths[chosen[split]]) for split in documents.SPLITS}
-
-
-def synthetic_identity(wanted: Request) -> tuple[dict, dict[str, str]]:
-    """(vocabulary description, digests of the splits), of the tokens with their EOS."""
-    splits = synthetic_splits(wanted)
-    digests = {split: documents.content_hash(tokens.tobytes()).hex() for split, (tokens, _) in splits.items()}
-    return {"kind": "symbols", "size": synthetic.parse(wanted.corpus).vocabulary_size}, digests
-
-
-def _write_synthetic(wanted: Request, directory: Path, say: Say) -> None:
-    source = synthetic.parse(wanted.corpus)
-    vocabulary, digests = synthetic_identity(wanted)
+    vocabulary, digests = synthetic.identity(source, wanted.validation_fraction)
     writer = Writer(directory, vocabulary["size"])
-    for split, (tokens, lengths) in synthetic_splits(wanted).items():
+    for split, (tokens, lengths) in synthetic.splits(source, wanted.validation_fraction).items():
         writer.append(split, tokens, lengths)
     entropy = synthetic.conditional_entropy(source, context=1)
     say(f"{wanted.corpus}: a Markov chain of {source.alphabet} symbols, {entropy:.4f} nats per token")
-    writer.finish(_manifest(wanted, vocabulary, digests, {"source": vars(source)}, entropy=entropy))
+    writer.finish(_manifest(wanted, key, vocabulary, digests, {"source": vars(source)}, entropy=entropy))
 
 
 def gather(wanted: Request, say: Say) -> documents.Documents:
@@ -91,7 +84,7 @@ def gather(wanted: Request, say: Say) -> documents.Documents:
     return found
 
 
-def _write_text(wanted: Request, directory: Path, say: Say) -> None:
+def _write_text(wanted: Request, key: str, directory: Path, say: Say) -> None:
     found = gather(wanted, say)
     if wanted.vocabulary == "sentencepiece":
         say(f"{wanted.corpus}: training a SentencePiece vocabulary of {wanted.vocabulary_size}")
@@ -110,10 +103,10 @@ def _write_text(wanted: Request, directory: Path, say: Say) -> None:
     description = {"duplicates": found.duplicates}
     per_token = size / counts["validation"]
     say(f"{wanted.corpus}: {counts['train']} tokens to train on, {counts['validation']} for validation")
-    writer.finish(_manifest(wanted, vocabulary, digests, description, bytes_per_token=per_token))
+    writer.finish(_manifest(wanted, key, vocabulary, digests, description, bytes_per_token=per_token))
 
 
-def _write_seqio(wanted: Request, directory: Path, say: Say) -> None:
+def _write_seqio(wanted: Request, key: str, directory: Path, say: Say) -> None:
     """One epoch of the task's train split, streamed: duplicates dropped, divided by content, in the task's own order.
 
     Tokens and vocabulary are the task's; `data.vocabulary` has no say, and a line tells so.
@@ -141,7 +134,8 @@ def _write_seqio(wanted: Request, directory: Path, say: Say) -> None:
         digests[split].add(content)
         counts[split] += len(tokens)
         if split == "validation":
-            size += len(str(known.decode(tokens[:-1].tolist())).encode("utf-8"))
+            text = known.decode(tokens[:-1].tolist())
+            size += len(text.encode("utf-8")) if isinstance(text, str) else 0
         if len(seen) % 100_000 == 0:
             say(f"{wanted.corpus}: {sum(counts.values())} tokens of {len(seen)} documents so far")
     for split in documents.SPLITS:
@@ -152,8 +146,9 @@ def _write_seqio(wanted: Request, directory: Path, say: Say) -> None:
             )
     say(f"{wanted.corpus}: {counts['train']} tokens to train on, {counts['validation']} for validation")
     hexes = {split: digest.hex() for split, digest in digests.items()}
-    per_token = size / counts["validation"]
-    writer.finish(_manifest(wanted, vocabulary, hexes, {"duplicates": duplicates}, bytes_per_token=per_token))
+    # A vocabulary that gives no text back leaves the bytes unknown.
+    per_token = size / counts["validation"] if size else None
+    writer.finish(_manifest(wanted, key, vocabulary, hexes, {"duplicates": duplicates}, bytes_per_token=per_token))
 
 
 def _tasks():

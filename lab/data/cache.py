@@ -37,13 +37,14 @@ SHARD = 1 << 24
 CHUNK = 1 << 14
 
 
-def location(cache_root: Path, wanted: Request) -> Path:
-    """Where the cache of a request is, or will be, under `cache_root`."""
+def location(cache_root: Path, wanted: Request, key: str) -> Path:
+    """Where the cache of a request with this key is, or will be, under `cache_root`."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", Path(wanted.corpus).name).strip("-")[:40]
-    return Path(cache_root) / f"{name}-{key(wanted)[:16]}"
+    return Path(cache_root) / f"{name}-{key[:16]}"
 
 
-def key(wanted: Request) -> str:
+def key_of(wanted: Request) -> str:
+    """Names the cache of a request: what is asked for, and the state of its source (see `fingerprint`)."""
     return hashlib.sha256(f"{FORMAT}:{fingerprint(wanted)}".encode()).hexdigest()
 
 

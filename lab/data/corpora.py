@@ -4,7 +4,7 @@
                    those of one module being one document; a docstring that an earlier module has too is left out
     pysource       the source files of the standard library, a file being a document
     pysource-all   these and the source files of all installed packages
-    FILE.txt       a UTF-8 text: paragraphs, which blank lines part, gathered into documents of 2,048 characters or more
+    FILE           a UTF-8 text: paragraphs, which blank lines part, gathered into documents of 2,048 characters or more
     FILE.jsonl     one JSON object a line, each with its document under "text"
 
 Files are parsed, never imported. Directories of tests are left out of the standard library, because not every
@@ -52,7 +52,8 @@ class Request:
             return "installed"
         if prefix in ("synthetic", "seqio", "cache"):
             return prefix
-        if Path(self.corpus).suffix in (".txt", ".jsonl"):
+        path = Path(self.corpus)
+        if path.suffix in (".txt", ".jsonl") or len(path.parts) > 1 or path.is_file():
             return "file"
         raise DataError(unknown_corpus(self.corpus))
 
@@ -68,14 +69,17 @@ def request(data) -> Request:
         )
     # Only SentencePiece has a size to choose, so that a byte cache is not made twice.
     size = int(data.vocabulary_size) if data.vocabulary == "sentencepiece" else 0
-    return Request(str(data.corpus), data.vocabulary, size, float(data.validation_fraction))
+    wanted = Request(str(data.corpus), data.vocabulary, size, float(data.validation_fraction))
+    if wanted.kind == "synthetic" and size:
+        raise DataError(f"corpus {wanted.corpus} has a vocabulary of its own: data.vocabulary=byte was expected")
+    return wanted
 
 
 def unknown_corpus(name: str) -> str:
     near = difflib.get_close_matches(name, NAMES, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return (
-        f"unknown corpus {name!r}{hint or ':'} data.corpus is one of {', '.join(NAMES)}, the path of a .txt or .jsonl file, "
+        f"unknown corpus {name!r}{hint or ':'} data.corpus is one of {', '.join(NAMES)}, the path of a text or .jsonl file, "
         "seqio:[MODULE:]TASK or cache:DIRECTORY"
     )
 

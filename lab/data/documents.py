@@ -50,8 +50,8 @@ def assemble(texts: Iterable[str], validation_fraction: float, name: str) -> Doc
     """Documents of `texts`, without blanks and duplicates, divided by content.
 
     Where the fraction would leave the validation split empty, the document with the smallest hash is held out; where
-    it would leave the train split empty, the one with the largest is trained on. Raises DataError when fewer than two
-    different documents are left.
+    it would leave the train split empty, the one with the largest is trained on. Lone surrogates, which UTF-8 cannot
+    hold, become question marks. Raises DataError when fewer than two different documents are left.
     """
     check_fraction(validation_fraction)
     by_hash: dict[bytes, str] = {}
@@ -59,7 +59,8 @@ def assemble(texts: Iterable[str], validation_fraction: float, name: str) -> Doc
     for text in texts:
         if text.strip():
             seen += 1
-            by_hash[content_hash(text.encode("utf-8"))] = text
+            content = text.encode("utf-8", errors="replace")
+            by_hash[content_hash(content)] = content.decode("utf-8")
     if not by_hash:
         raise DataError(f"corpus {name} is empty: text was expected; name another with data.corpus")
     if len(by_hash) == 1:

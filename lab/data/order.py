@@ -3,9 +3,9 @@
 `order(seed, i, n)` maps i = 0, 1, 2, ... to sequences 0..n-1. Each stretch of n indices (an epoch) is one permutation
 under its own key. No state is kept, nothing is stored, and any index is reached in constant time.
 
-The permutation is an eight-round Feistel network over the smallest even number of bits that holds n, walked until the
-value falls below n (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains"): a bijection for every n and key,
-whatever the round function. The round function is the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+The permutation is an eight-round Feistel network over the number of bits that holds n, walked until the value falls
+below n (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains"): a bijection for every n and key, whatever
+the round function. Constants are those of SplitMix64 (Steele, Lea and Flood 2014).
 """
 
 from __future__ import annotations
@@ -32,23 +32,32 @@ def words(values) -> np.ndarray:
     return np.array([int(value) & _WORD for value in np.atleast_1d(np.asarray(values, dtype=object))], dtype=np.uint64)
 
 
-def _network(values: np.ndarray, keys: np.ndarray, half: np.uint64, mask: np.uint64) -> np.ndarray:
-    left, right = values >> half, values & mask
+def _round(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
+    """`bits` bits out of a word and a key, both uint64 [count]: two multiplications, of which the high bits are kept."""
+    values = (values ^ keys) * np.uint64(0xBF58476D1CE4E5B9)
+    return ((values ^ (values >> np.uint64(32))) * np.uint64(0x94D049BB133111EB)) >> np.uint64(64 - bits)
+
+
+def _network(values: np.ndarray, round_keys: np.ndarray, high_bits: int, low_bits: int) -> np.ndarray:
+    """Words of high_bits + low_bits bits, [count], through the network under round_keys, [ROUNDS, count]."""
+    low_mask = np.uint64((1 << low_bits) - 1)
+    left, right = values >> np.uint64(low_bits), values & low_mask
     for number in range(ROUNDS):
-        salt = np.uint64((number * 0xD1342543DE82EF95 + 1) & _WORD)
-        left, right = right, left ^ (mix(right ^ keys ^ salt) & mask)
-    return (left << half) | right
+        # The halves change places each round, and so do their sizes where these differ.
+        left, right = right, left ^ _round(right, round_keys[number], (high_bits, low_bits)[number % 2])
+    return (left << np.uint64(low_bits)) | right
 
 
 def permute(keys: np.ndarray, positions: np.ndarray, n: int) -> np.ndarray:
     """`positions` (uint64 [count], each below n) under the permutations of 0..n-1 named by `keys` (uint64 [count])."""
-    half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
-    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    bits = max(2, (n - 1).bit_length())
+    sizes = (bits // 2, bits - bits // 2)
     limit = np.uint64(n)
-    values = _network(positions, keys, half, mask)
+    round_keys = mix(keys ^ np.arange(1, ROUNDS + 1, dtype=np.uint64)[:, None])
+    values = _network(positions, round_keys, *sizes)
     outside = np.flatnonzero(values >= limit)
     while outside.size:
-        values[outside] = _network(values[outside], keys[outside], half, mask)
+        values[outside] = _network(values[outside], round_keys[:, outside], *sizes)
         outside = outside[values[outside] >= limit]
     return values
 

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lab.data import documents
+from lab.data import documents, synthetic
 from lab.data import vocabulary as vocabularies
 from lab.data.batches import Corpus, open_corpus
-from lab.data.build import ERROR, PROGRESS, build_cache, gather, synthetic_identity
-from lab.data.cache import MANIFEST, key, location
+from lab.data.build import ERROR, PROGRESS, build_cache, gather
+from lab.data.cache import MANIFEST, key_of, location
 from lab.data.corpora import Request, request
 from lab.errors import DataError
 
@@ -37,11 +37,14 @@ def cached(wanted: Request, cache_root: Path | None) -> Corpus | None:
     """The corpus from its cache; None where there is none yet. Raises DataError where the cache is of another."""
     if wanted.kind == "cache":
         return open_corpus(Path(wanted.corpus.removeprefix("cache:")))
-    if cache_root is None or not (location(cache_root, wanted) / MANIFEST).exists():
+    if cache_root is None:
         return None
-    path = location(cache_root, wanted)
+    key = key_of(wanted)
+    path = location(cache_root, wanted, key)
+    if not (path / MANIFEST).exists():
+        return None
     corpus = open_corpus(path)
-    if corpus.manifest["key"] != key(wanted):
+    if corpus.manifest["key"] != key:
         raise DataError(
             f"token cache {path} is of another corpus, {corpus.name} of digest {corpus.digest[:12]}: {wanted.corpus} was "
             "expected there; delete that directory and prepare again"
@@ -63,11 +66,11 @@ def digest(data, cache_root: Path | None = None) -> str:
     if wanted.kind == "seqio":
         raise DataError(f"corpus {wanted.corpus} has no token cache yet, and its digest needs one; prepare it first")
     if wanted.kind == "synthetic":
-        vocabulary, digests = synthetic_identity(wanted)
+        vocabulary, digests = synthetic.identity(synthetic.parse(wanted.corpus), wanted.validation_fraction)
         return documents.corpus_digest(digests, vocabulary)
     texts = gather(wanted, lambda line: None)
-    vocabulary = vocabularies.describe(texts.train, wanted)
-    return documents.corpus_digest({split: documents.split_digest(texts.split(split)) for split in documents.SPLITS}, vocabulary)
+    digests = {split: documents.split_digest(texts.split(split)) for split in documents.SPLITS}
+    return documents.corpus_digest(digests, vocabularies.describe(texts.train, wanted))
 
 
 def _build_apart(wanted: Request, cache_root: Path, say: Callable[[str], None]) -> Path:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from lab.data.documents import SPLITS, content_hash
 from lab.data.order import mix, words
 from lab.errors import DataError
 
@@ -122,10 +123,19 @@ def generate(source: Source) -> tuple[np.ndarray, np.ndarray]:
     return tokens, np.bincount(owner, minlength=source.documents)
 
 
-def held_out(source: Source, validation_fraction: float) -> np.ndarray:
-    """Which documents are for validation, bool [documents]; at least one is, and at least one is not."""
+def splits(source: Source, validation_fraction: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split to (tokens, document lengths); each split has at least one document."""
+    tokens, lengths = generate(source)
     draws = mix(mix(words(source.seed) ^ np.uint64(0x5A5A5A5A)) ^ np.arange(source.documents, dtype=np.uint64))
-    chosen = draws < np.uint64(int(validation_fraction * 2**64))
-    chosen[np.argmin(draws)] = True
-    chosen[np.argmax(draws)] = False
-    return chosen
+    held = draws < np.uint64(int(validation_fraction * 2**64))
+    held[np.argmin(draws)], held[np.argmax(draws)] = True, False
+    chosen = {"train": ~held, "validation": held}
+    return {split: (tokens[np.repeat(chosen[split], lengths)], lengths[chosen[split]]) for split in SPLITS}
+
+
+def identity(source: Source, validation_fraction: float) -> tuple[dict, dict[str, str]]:
+    """(description of the vocabulary, digest of each split's tokens)."""
+    digests = {
+        split: content_hash(tokens.tobytes()).hex() for split, (tokens, _) in splits(source, validation_fraction).items()
+    }
+    return {"kind": "symbols", "size": source.vocabulary_size}, digests
