@@ -340,11 +340,13 @@ class Checkpointer(contextlib.AbstractContextManager):
         manifest = {"tick": tick, "meta": meta, "leaves": described}
         self._pending = self._worker.submit(self._finish, writer, entry, manifest)
 
-    def restore(self, target: Any) -> tuple[int, Any, dict] | None:
+    def restore(self, target: Any | Callable[[dict], Any]) -> tuple[int, Any, dict] | None:
         """(tick, state, meta) of the newest whole checkpoint, or None when there is none.
 
-        target: pytree of jax.ShapeDtypeStruct with shardings, over any devices. Half-written and damaged checkpoints
-        are passed over, with one `warn` each. CheckpointError when the checkpoint does not fit the target.
+        target: pytree of jax.ShapeDtypeStruct with shardings, over any devices, or a function from a checkpoint's meta
+        to such a pytree: runs leave a pack, so that an older checkpoint may have a longer run axis than the newest.
+        Half-written and damaged checkpoints are passed over, with one `warn` each. CheckpointError when the checkpoint
+        does not fit the target.
         """
         self.wait()
         for entry in _entries(self.directory):
@@ -354,8 +356,9 @@ class Checkpointer(contextlib.AbstractContextManager):
                 self._damaged.add(entry.path)
                 self._warn(f"{error}; passed over for the one before it")
                 continue
-            _check_fits(manifest["leaves"], _named_leaves(target)[0], entry.path)
-            return entry.tick, _read_state(entry, manifest, target), manifest["meta"]
+            wanted = target(manifest["meta"]) if callable(target) else target
+            _check_fits(manifest["leaves"], _named_leaves(wanted)[0], entry.path)
+            return entry.tick, _read_state(entry, manifest, wanted), manifest["meta"]
         return None
 
     def wait(self) -> None:

@@ -184,6 +184,19 @@ def test_the_save_after_a_fallback_replaces_the_damaged_one(tmp_path, two_checkp
         assert_same(checkpointer.restore(abstract(state, 1))[1], state)
 
 
+def test_falling_back_past_a_pack_that_had_shrunk(tmp_path):
+    """The target follows from the meta of the checkpoint that is whole, not from that of the newest."""
+    states = {1: make_state(1, runs=8), 2: make_state(2, 4, runs=4)}
+    with Checkpointer(tmp_path, warn=lambda _: None) as checkpointer:
+        for tick, state in states.items():
+            checkpointer.save(tick, state, {"runs": len(state.step)})
+        for tick in (2, 1):
+            found_tick, found, _ = checkpointer.restore(lambda meta: abstract(make_state(0, 4, meta["runs"]), 4))
+            assert found_tick == tick
+            assert_same(found, states[tick])
+            (tmp_path / f"tick-{tick:012d}" / "state" / "_METADATA").write_bytes(b"")
+
+
 def test_checkpoint_of_another_config_is_refused_in_one_line(two_checkpoints):
     directory, states = two_checkpoints
     target = abstract(states[1], 8)
