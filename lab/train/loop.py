@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from lab.files import write_npz
 from lab.models import counts
-from lab.sweep.store import RunStore
-from lab.train.checkpoint import Checkpointer, write_npz
+from lab.train.checkpoint import Checkpointer
 from lab.train.pack import CHUNK_TICKS, EVALUATIONS, Member, Pack
+from lab.train.sharding import names
 from lab.train.step import METRICS
+from lab.train.store import RunStore
 
 CHUNK_SECONDS = 1.0  # what a chunk should take, so that Ctrl-C, checkpoints and the display stay prompt
 TRAIN = ("tokens", "learning_rate", *METRICS)
@@ -161,8 +163,10 @@ class _Loop:
     def finish(self, member: Member, last: dict[str, float], diverged: int) -> None:
         """The run's weights, then its record: a run with a record is whole."""
         slot = self.pack.slots.index(member.run)
-        state = jax.tree.map(lambda x: np.asarray(x[slot]), {"weights": self.pack.state.weights, "average": self.pack.state.average})
-        write_npz(self.store.run_directory(member.run) / "weights.npz", state, {"run": member.run, "step": int(last["step"])})
+        state = {"weights": self.pack.state.weights, "average": self.pack.state.average}
+        leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+        arrays = {"/".join(names(path)): np.asarray(leaf[slot]) for path, leaf in leaves}
+        write_npz(self.store.run_directory(member.run) / "weights.npz", arrays)
         sequences = member.sequences(diverged or member.timeline.ticks)
         held = self.pack.corpus.sequences("train", self.pack.sequence_length)
         number = lambda x: x if np.isfinite(x) else None  # noqa: E731

@@ -127,18 +127,17 @@ class Pack:
 
     def resume(self, checkpointer: Checkpointer) -> dict | None:
         """Takes up the newest whole checkpoint; returns its record, or None where there is none."""
-        newest = checkpointer.read_meta()
-        if newest is None:
-            return None
-        meta = newest[1]
-        self.slots, self.left = meta["slots"], set(meta["left"])
-        self.bind()
-        restored = checkpointer.restore(self.executor.abstract_state)
+
+        def target(meta: dict) -> Any:
+            self.slots = [run if run in self.members else None for run in meta["slots"]]  # the others have their records
+            self.left = set(meta["left"])
+            self.bind()
+            return self.executor.abstract_state
+
+        restored = checkpointer.restore(target)
         if restored is None:
-            self.seat(list(self.members))
             return None
         self.tick, self.state, meta = restored
-        self.left = set(meta["left"])
         return meta
 
     def tokens(self, tick: int, count: int) -> np.ndarray:

@@ -16,7 +16,8 @@ from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lab.errors import CheckpointError, UserError
-from lab.train.checkpoint import Checkpointer, export, unseal
+from lab.files import unseal
+from lab.train.checkpoint import Checkpointer, export
 
 
 @struct.dataclass

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from lab.errors import HeldError, ResultsError, UserError
-from lab.train.checkpoint import full_disk_in_one_line, one_line, seal, unseal, write_beside
+from lab.files import full_disk_in_one_line, one_line, seal, unseal, write_beside
 
 CHUNK_ROWS = 1024
 TABLES_OF_CURVES = ("train", "evaluations")

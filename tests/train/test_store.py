@@ -13,7 +13,7 @@ import pandas
 import pytest
 
 from lab.errors import HeldError, ResultsError, UserError
-from lab.sweep.store import CHUNK_ROWS, RunStore, read_json, read_table, write_json, write_table
+from lab.train.store import CHUNK_ROWS, RunStore, read_json, read_table, write_json, write_table
 
 LAYOUT = {
     "train": {"rows": 2500, "fields": ["tokens", "loss", "norm"], "dtype": "float64"},
@@ -158,7 +158,7 @@ def test_directories(tmp_path):
 
 HOLDER = """
 import sys, time
-from lab.sweep.store import RunStore
+from lab.train.store import RunStore
 
 store = RunStore(sys.argv[1])
 with store.hold(sys.argv[2:]):
@@ -206,7 +206,7 @@ def test_many_runs_are_held_at_once(tmp_path):
 WRITER = """
 import sys
 import numpy as np
-from lab.sweep.store import RunStore
+from lab.train.store import RunStore
 
 curves = RunStore(sys.argv[1]).curves("a", {"train": {"rows": 4000, "fields": ["x"], "dtype": "float64"}})
 row = max(len(curves.read("train")) - 5, 0)

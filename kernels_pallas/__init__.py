@@ -1,0 +1,1 @@
+"""Pallas kernels, one folder per operation. Imports nothing of lab."""

@@ -1,0 +1,171 @@
+"""Trains what a sweep still lacks, pack by pack, and gathers what it has.
+
+A run that has a record is never trained again, whichever experiment or pack it ran in. A pack that was interrupted
+goes on as the pack it was; runs that are new form packs of their own.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from lab.config import differences, flatten, meaning, microbatch_tokens
+from lab.errors import ResultsError, UserError
+from lab.sweep.plan import Run, make_packs
+from lab.train.store import RunStore, read_json, write_json
+
+
+class Display(Protocol):
+    """What is told of a sweep while it runs."""
+
+    def say(self, line: str) -> None: ...
+    def warn(self, line: str) -> None: ...
+    def pack(self, index: int, packs: int, runs: Sequence[Run], tick: int) -> None: ...
+    def progress(self, progress: Any) -> None: ...
+
+
+def missing(store: RunStore, runs: Sequence[Run], retry_failed: bool = False) -> list[Run]:
+    """Runs that have not ended; with `retry_failed`, failed ones are forgotten and are among them."""
+    lacking = []
+    for run in runs:
+        record = store.read_record(run.id)
+        if record is not None and record["status"] == "failed" and retry_failed:
+            store.clear_failed(run.id)
+            record = None
+        if record is None:
+            lacking.append(run)
+    return lacking
+
+
+def train_missing(
+    store: RunStore, runs: Sequence[Run], corpus: Any, display: Display, retry_failed: bool = False
+) -> None:
+    """Trains every run that has no record.
+
+    Raises:
+      HeldError: where another process trains one of them.
+      UserError: for what the user can mend (full disk, mesh, damaged data); everything saved so far stays.
+      Interrupted: after SIGINT or SIGTERM, with the pack's state saved.
+    """
+    if not missing(store, runs, retry_failed):
+        return
+    with store.hold([run.id for run in runs]):
+        lacking = missing(store, runs)
+        packs = resumable(store, lacking, display)
+        seated = {run.id for pack in packs for run in pack}
+        packs += make_packs([run for run in lacking if run.id not in seated])
+        for index, pack in enumerate(packs):
+            train_pack(store, pack, corpus, display, (index, len(packs)))
+
+
+def resumable(store: RunStore, lacking: Sequence[Run], display: Display) -> list[list[Run]]:
+    """Interrupted packs all of whose unfinished members are among the runs that are lacking."""
+    wanted = {run.id: run for run in lacking}
+    packs: list[list[Run]] = []
+    for path in sorted((Path(store.root) / "packs").glob("*/members.json")):
+        try:
+            members = read_json(path)
+        except ResultsError as error:
+            display.warn(f"{error}; its runs start again")
+            continue
+        unfinished = [run for run in members["runs"] if run in wanted]
+        seated = {run.id for pack in packs for run in pack}
+        if not unfinished or not (path.parent / "checkpoints").exists() or seated & set(unfinished):
+            continue
+        if any(run not in wanted and store.read_record(run) is None for run in members["runs"]):
+            continue
+        micro = microbatch_tokens(wanted[unfinished[0]].cfg)
+        if micro != members["microbatch_tokens"]:
+            display.warn(
+                f"an interrupted pack of {len(unfinished)} runs used micro-batches of {members['microbatch_tokens']} tokens, "
+                f"this sweep asks for {micro}: the runs start again"
+            )
+            continue
+        packs.append([wanted[run] for run in unfinished])
+    return packs
+
+
+def train_pack(
+    store: RunStore, runs: Sequence[Run], corpus: Any, display: Display, place: tuple[int, int] = (0, 1)
+) -> None:
+    """Trains one pack to its end, from its newest checkpoint where it has one."""
+    from lab.train import provenance
+    from lab.train.checkpoint import Checkpointer
+    from lab.train.loop import Interrupted, train
+    from lab.train.pack import Member, Pack
+
+    cfg = runs[0].cfg
+    length = cfg.model.sequence_length
+    corpus.require("train", length, max(run.cfg.run.batch_tokens for run in runs) // length)
+    corpus.require("validation", length, 1)
+    for run in runs:
+        store.write_config(run.id, {"config": run.cfg.to_dict(), "meaning": meaning(run.cfg), "corpus": corpus.digest})
+    directory = pack_directory(store, runs)
+    write_json(directory / "members.json", {"runs": [run.id for run in runs], "microbatch_tokens": microbatch_tokens(cfg)})
+    meta = {"code": provenance.code(), "hardware": provenance.hardware(), "execution": flatten(cfg.execution)}
+    began = time.monotonic()
+    try:
+        pack = Pack([Member.of(run.id, run.cfg) for run in runs], corpus)
+        options = cfg.execution
+        with Checkpointer(directory / "checkpoints", options.checkpoint_keep, display.warn) as checkpointer:
+            saved = pack.resume(checkpointer)
+            if saved is None:
+                pack.start()
+            else:
+                changed = differences(flatten({k: saved[k] for k in meta}), flatten(meta))
+                display.say(f"resumed {len(pack.live)} runs at tick {pack.tick}")
+                for line in changed:
+                    display.warn(f"resumed under a change: {line}")
+            log(directory, {"event": "start" if saved is None else "resume", "tick": pack.tick, **meta})
+            display.pack(*place, runs, pack.tick)
+            first = pack.tick
+            train(pack, store, checkpointer, meta, display.progress)
+            spent = {"seconds": time.monotonic() - began, "ticks": pack.tick - first, "runs": len(runs)}
+            log(directory, {"event": "end", "tick": pack.tick, **spent})
+    except (UserError, Interrupted, KeyboardInterrupt):
+        raise
+    except Exception as error:  # one broken pack must not end the sweep; the record says what broke, and `--retry` tries again
+        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        display.warn(f"a pack of {len(runs)} runs failed: {text}")
+        for run in runs:
+            if store.read_record(run.id) is None:
+                store.write_record(run.id, {"status": "failed", "error": text})
+        return
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def pack_directory(store: RunStore, runs: Sequence[Run]) -> Path:
+    """Where this pack lives; an interrupted one is found again by its members."""
+    wanted = {run.id for run in runs}
+    for path in (Path(store.root) / "packs").glob("*/members.json"):
+        try:
+            if wanted <= set(read_json(path)["runs"]) and (path.parent / "checkpoints").exists():
+                return path.parent
+        except ResultsError:
+            continue
+    return store.pack_directory(sorted(wanted))
+
+
+def log(directory: Path, event: dict[str, Any]) -> None:
+    """Appends to the pack's history: on what it started, went on and ended."""
+    directory.mkdir(parents=True, exist_ok=True)
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    with open(directory / "history.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": now, **event}) + "\n")
+
+
+def table(store: RunStore, runs: Sequence[Run]) -> Any:
+    """One row per run, in the order of the plan: its config by dotted key, its record, and status `missing` if it has none."""
+    import pandas
+
+    rows = []
+    for run in runs:
+        record = store.read_record(run.id) or {"status": "missing"}
+        cfg = {key: value for key, value in flatten(run.cfg).items() if not key.startswith("execution.")}
+        rows.append({"run": run.id, **cfg, "microbatch_tokens": microbatch_tokens(run.cfg), **flatten(record)})
+    return pandas.DataFrame(rows)
