@@ -54,7 +54,7 @@ def spec(path: Path) -> dict:
 
 def _codecs() -> list[dict]:
     little = {"name": "bytes", "configuration": {"endian": "little"}}
-    inner = [little, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}]
+    inner = [little, {"name": "zstd", "configuration": {"level": 9}}, {"name": "crc32c"}]
     sharding = {"chunk_shape": [CHUNK], "codecs": inner, "index_codecs": [little, {"name": "crc32c"}]}
     return [{"name": "sharding_indexed", "configuration": sharding}]
 

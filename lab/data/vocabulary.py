@@ -64,7 +64,7 @@ def _train_sentencepiece(texts: Sequence[str], wanted: Request) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).rsplit("] ", 1)[-1].strip().splitlines()[0]
+        reason = str(error).rsplit("] ", 1)[-1].strip().splitlines()[0].rstrip(".")
         raise DataError(
             f"no SentencePiece vocabulary of {wanted.vocabulary_size} tokens can be had from corpus {wanted.corpus} "
             f"({reason}); lower data.vocabulary_size or take data.vocabulary=byte"

@@ -1,24 +1,13 @@
-"""Corpora small enough to be made for each test run."""
-
-from __future__ import annotations
-
-from types import SimpleNamespace
+"""A synthetic corpus that the tests of reading share, and the marker of those that prepare text."""
 
 import pytest
+from small_corpora import settings
 
 from lab import data
-
-SYNTHETIC = "synthetic:documents=64,document_tokens=64,alphabet=8"
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "tensorflow: prepares text, which loads TensorFlow in a process of its own")
-
-
-def settings(corpus: str = SYNTHETIC, vocabulary: str = "byte", size: int = 0, fraction: float = 0.1) -> SimpleNamespace:
-    return SimpleNamespace(
-        corpus=corpus, vocabulary=vocabulary, vocabulary_size=size, validation_fraction=fraction
-    )
 
 
 @pytest.fixture(scope="session")

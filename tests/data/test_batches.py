@@ -1,5 +1,6 @@
 """What is read depends on the index alone: not on batch size, readers, or the way in which a cache is read."""
 
+import os
 import subprocess
 import sys
 
@@ -88,6 +89,7 @@ def test_reading_loads_neither_tensorflow_nor_jax(corpus):
         "corpus = data.open_corpus(sys.argv[1]); data.verify(sys.argv[1]); print(corpus.batch('train', 0, 16, 0, 8).sum())\n"
         "heavy = {'tensorflow', 'seqio', 'jax', 'sentencepiece', 'pandas'} & set(sys.modules); assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(corpus.path)], capture_output=True, text=True)
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", script, str(corpus.path)], capture_output=True, text=True, env=paths)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == corpus.batch("train", 0, T, 0, 8).sum()

@@ -1,6 +1,7 @@
 """A cache is whole or absent, and any bit of it that flips is found."""
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -8,12 +9,12 @@ import threading
 
 import numpy as np
 import pytest
+from small_corpora import settings
 
 from lab import data
 from lab.data import build, cache
 from lab.data.corpora import request
 from lab.errors import DataError
-from tests.data.conftest import settings
 
 
 @pytest.fixture
@@ -103,11 +104,12 @@ def test_full_disk(tmp_path, monkeypatch, error):
 
 
 def test_what_a_killed_builder_left_is_no_cache_and_is_swept_away(tmp_path):
-    script = "import os, signal; from lab.data import cache, build; from tests.data.conftest import settings;"
+    script = "import os, signal; from lab.data import cache, build; from small_corpora import settings;"
     script += "from lab.data.corpora import request; import sys; from pathlib import Path;"
     script += "cache._sealed = lambda body: os.kill(os.getpid(), signal.SIGKILL);"
     script += "build.build_cache(request(settings()), Path(sys.argv[1]), print)"
-    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True)
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, env=paths)
     assert killed.returncode == -9
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
     corpus = data.prepare(settings(), tmp_path)

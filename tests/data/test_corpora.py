@@ -5,12 +5,12 @@ import random
 import sysconfig
 
 import pytest
+from small_corpora import settings
 
 from lab import data
 from lab.data import corpora
 from lab.data.documents import assemble, held_out
 from lab.errors import DataError
-from tests.data.conftest import settings
 
 
 @pytest.fixture
