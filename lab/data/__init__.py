@@ -3,7 +3,7 @@
     corpus = prepare(config.data, cache_root, print)
     corpus.batch("train", data_seed=0, sequence_length=128, start=0, count=8)    # int32 [8, 129]
 
-Importing this loads nothing. Reading needs numpy and TensorStore; TensorFlow is loaded by the process that prepares text.
+Importing this loads nothing. Reading needs numpy and TensorStore; only the process that prepares text loads TensorFlow.
 """
 
 from __future__ import annotations
@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from lab.data.cache import verify
     from lab.data.preparing import digest, prepare
 
-_HOME = {"Corpus": "batches", "open_corpus": "batches", "verify": "cache", "prepare": "preparing", "digest": "preparing"}
-__all__ = sorted(_HOME)
+_HOME = {
+    "Corpus": "batches",
+    "open_corpus": "batches",
+    "verify": "cache",
+    "prepare": "preparing",
+    "digest": "preparing",
+}
+__all__ = ["Corpus", "digest", "open_corpus", "prepare", "verify"]
 
 
 def __getattr__(name: str):

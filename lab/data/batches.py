@@ -2,7 +2,8 @@
 
 Sequence s of a split, at sequence length T, is the window of T + 1 tokens that starts at s * T of the flat tokens:
 T predictions, the last token of one window being the first input of the next. So one cache serves every T, and each
-token but the very first is predicted once an epoch. What a run has seen depends only on how many sequences it has consumed.
+token but the very first is predicted once an epoch. What a run has seen depends on how many sequences it has consumed,
+and on nothing else.
 """
 
 from __future__ import annotations
@@ -152,13 +153,13 @@ class Corpus:
 def open_corpus(path: Path, digest: str | None = None, memory_bytes: int = MEMORY_BYTES) -> Corpus:
     """Opens the cache at `path`. Raises DataError when it is absent, damaged, or of another corpus than `digest`.
 
-    Checked here: the manifest, and that every file is there in its size. Each split's contents are checked when first read;
-    `lab.data.verify` checks every file at once.
+    Checked here: the manifest, and that every file is there in its size. Contents of a split are checked when first
+    read; `lab.data.verify` checks every file at once.
     """
     manifest = read_manifest(path)
     if digest is not None and manifest["digest"] != digest:
         raise DataError(
-            f"token cache {path} is of corpus {manifest['name']} with digest {manifest['digest'][:12]}: {digest[:12]} was "
-            "expected; name that corpus, or delete the cache and prepare again"
+            f"token cache {path} is of corpus {manifest['name']} with digest {manifest['digest'][:12]}: {digest[:12]} "
+            "was expected; name that corpus, or delete the cache and prepare again"
         )
     return Corpus(Path(path), manifest, memory_bytes)

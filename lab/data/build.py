@@ -117,7 +117,7 @@ def _write_seqio(wanted: Request, key: str, directory: Path, say: Say) -> None:
     if known.eos_id is None:
         raise DataError(f"corpus {wanted.corpus}: its vocabulary has no EOS, which ends a document; give it one")
     vocabulary = {"kind": type(known).__name__, "size": int(known.vocab_size)}
-    say(f"{wanted.corpus}: its own vocabulary, {vocabulary['kind']} of {vocabulary['size']}; data.vocabulary has no say")
+    say(f"{wanted.corpus}: vocabulary of its own, {vocabulary['kind']} of {known.vocab_size} (not data.vocabulary)")
     writer = Writer(directory, vocabulary["size"])
     digests = {split: documents.RunningDigest() for split in documents.SPLITS}
     counts, seen, duplicates, size = dict.fromkeys(documents.SPLITS, 0), set(), 0, 0
@@ -158,8 +158,8 @@ def _tasks():
         from lab.data import tasks
     except ImportError as error:
         raise DataError(
-            f"preparing text needs seqio and TensorFlow ({error}): install windtunnel's dependencies, or prepare elsewhere and "
-            "name that cache here with data.corpus=cache:DIRECTORY"
+            f"preparing text needs seqio and TensorFlow ({error}): install windtunnel's dependencies, or prepare "
+            "elsewhere and name that cache here with data.corpus=cache:DIRECTORY"
         ) from None
     return tasks
 

@@ -2,7 +2,7 @@
 
     NAME-KEY/
       manifest.json          written last; names every other file with its size and SHA-256, and carries its own SHA-256
-      tokens.train/          zarr3, sharding_indexed, crc32c: uint8, uint16 or uint32 [tokens], every document with its EOS
+      tokens.train/          zarr3, sharding_indexed, crc32c: uint8, uint16 or uint32 [tokens], each document with EOS
       offsets.train/         int64 [documents + 1]: document d is tokens[offsets[d]:offsets[d + 1]]
       tokens.validation/  offsets.validation/
       vocabulary.model       where the vocabulary is SentencePiece's
@@ -93,7 +93,7 @@ class Writer:
     """Appends documents to the splits of a cache under construction in `directory`."""
 
     def __init__(self, directory: Path, vocabulary_size: int) -> None:
-        dtype = next(d for d, n in (("uint8", 1 << 8), ("uint16", 1 << 16), ("uint32", 1 << 32)) if vocabulary_size <= n)
+        dtype = next(f"uint{bits}" for bits in (8, 16, 32) if vocabulary_size <= 1 << bits)
         self.directory = directory
         self.dtype = dtype
         self._tokens = {split: _Array(directory / f"tokens.{split}", dtype) for split in SPLITS}
@@ -161,8 +161,8 @@ def build(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
             raise DataError(
-                f"the disk that holds {path.parent} is full: the token cache was not written; free some space or choose "
-                "another directory with --root"
+                f"the disk that holds {path.parent} is full: the token cache was not written; free some space or "
+                "choose another directory with --root"
             ) from None
         raise
 
@@ -189,20 +189,23 @@ def read_manifest(path: Path) -> dict:
     if not whole:
         raise damaged(path, MANIFEST, "its checksum does not match")
     if body["format"] != FORMAT:
-        raise DataError(f"token cache {path} has format {body['format']}: {FORMAT} was expected; delete it and prepare again")
+        raise DataError(
+            f"token cache {path} has format {body['format']}, expected {FORMAT}: delete it and prepare again"
+        )
     for name, expected in body["files"].items():
         found = (path / name).stat().st_size if (path / name).is_file() else None
         if found != expected["bytes"]:
-            raise damaged(path, name, f"{'missing' if found is None else f'{found} bytes'}, {expected['bytes']} expected")
+            size = "missing" if found is None else f"{found} bytes"
+            raise damaged(path, name, f"{size}, {expected['bytes']} expected")
     return body
 
 
 def damaged(path: Path, name: str, why: str) -> DataError:
-    return DataError(f"token cache {path}: {name} is damaged ({why}); delete that directory and prepare the corpus again")
+    return DataError(f"token cache {path}: {name} is damaged ({why}); delete that directory and prepare again")
 
 
 def check_files(path: Path, manifest: dict, prefix: str = "") -> None:
-    """Compares the SHA-256 of every file whose name starts with `prefix`. Raises DataError for the first that differs."""
+    """Compares the SHA-256 of files whose names start with `prefix`. Raises DataError for the first that differs."""
     for name, expected in manifest["files"].items():
         if name.startswith(prefix) and _sha256(Path(path) / name) != expected["sha256"]:
             raise damaged(path, name, "its checksum does not match")

@@ -79,8 +79,8 @@ def unknown_corpus(name: str) -> str:
     near = difflib.get_close_matches(name, NAMES, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return (
-        f"unknown corpus {name!r}{hint or ':'} data.corpus is one of {', '.join(NAMES)}, the path of a text or .jsonl file, "
-        "seqio:[MODULE:]TASK or cache:DIRECTORY"
+        f"unknown corpus {name!r}{hint or ':'} data.corpus is one of {', '.join(NAMES)}, the path of a text or .jsonl "
+        "file, seqio:[MODULE:]TASK or cache:DIRECTORY"
     )
 
 

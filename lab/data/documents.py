@@ -101,5 +101,5 @@ def canonical(tree: dict) -> bytes:
 
 
 def corpus_digest(split_digests: dict[str, str], vocabulary: dict) -> str:
-    """Identity of a corpus as a model sees it: contents of both splits, and the vocabulary. Names and paths are not in it."""
+    """Identity of a corpus as a model sees it: contents of both splits and the vocabulary, not names and paths."""
     return hashlib.sha256(canonical({"splits": split_digests, "vocabulary": vocabulary})).hexdigest()

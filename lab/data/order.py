@@ -33,7 +33,7 @@ def words(values) -> np.ndarray:
 
 
 def _round(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
-    """`bits` bits out of a word and a key, both uint64 [count]: two multiplications, of which the high bits are kept."""
+    """`bits` bits out of a word and a key, both uint64 [count]: two multiplications, the high bits kept."""
     values = (values ^ keys) * np.uint64(0xBF58476D1CE4E5B9)
     return ((values ^ (values >> np.uint64(32))) * np.uint64(0x94D049BB133111EB)) >> np.uint64(64 - bits)
 
@@ -63,7 +63,7 @@ def permute(keys: np.ndarray, positions: np.ndarray, n: int) -> np.ndarray:
 
 
 def order(seed: int, indices, n: int) -> np.ndarray:
-    """Sequence numbers (int64 [count], 0..n-1) at `indices` (integers from 0, [count]) of the endless order of `seed`."""
+    """Sequence numbers (int64 [count], 0..n-1) at `indices` (integers from 0, [count]) of the order of `seed`."""
     if n < 1:
         raise ValueError(f"a permutation of {n} sequences was asked for; at least 1 is needed")
     indices = np.atleast_1d(np.asarray(indices, dtype=np.uint64))

@@ -1,4 +1,4 @@
-"""From a config to an open corpus: its cache is found, or built by a process of its own, so that TensorFlow stays out of this one."""
+"""From a config to an open corpus: its cache is found, or built by another process, which alone loads TensorFlow."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def cached(wanted: Request, cache_root: Path | None) -> Corpus | None:
     corpus = open_corpus(path)
     if corpus.manifest["key"] != key:
         raise DataError(
-            f"token cache {path} is of another corpus, {corpus.name} of digest {corpus.digest[:12]}: {wanted.corpus} was "
-            "expected there; delete that directory and prepare again"
+            f"token cache {path} is of another corpus, {corpus.name} of digest {corpus.digest[:12]}: {wanted.corpus} "
+            "was expected there; delete that directory and prepare again"
         )
     return corpus
 
@@ -55,9 +55,10 @@ def cached(wanted: Request, cache_root: Path | None) -> Corpus | None:
 def digest(data, cache_root: Path | None = None) -> str:
     """Identity of the corpus that `data` names: contents of both splits and vocabulary, in hex.
 
-    With a cache it is read from the manifest, in milliseconds (a listing of the source files tells which cache). Without
-    one, the texts are gathered and hashed here, without TensorFlow and with nothing written: a few seconds for pydocs, and for
-    SentencePiece its training besides. Only a seqio task cannot be read without TensorFlow: DataError says to prepare it.
+    With a cache it is read from the manifest, in milliseconds (a listing of the source files tells which cache).
+    Without one, the texts are gathered and hashed here, without TensorFlow and with nothing written: a few seconds for
+    pydocs, and for SentencePiece its training besides. Only a seqio task cannot be read without TensorFlow: DataError
+    says to prepare it.
     """
     wanted = request(data)
     found = cached(wanted, cache_root)
@@ -100,4 +101,5 @@ def _build_apart(wanted: Request, cache_root: Path, say: Callable[[str], None]) 
     for line in others:
         if line.startswith(ERROR):
             raise DataError(line.removeprefix(ERROR))
-    raise RuntimeError(f"preparing {wanted.corpus} failed with exit code {process.returncode}:\n" + "\n".join(others[-30:]))
+    tail = "\n".join(others[-30:])
+    raise RuntimeError(f"preparing {wanted.corpus} failed with exit code {process.returncode}:\n{tail}")

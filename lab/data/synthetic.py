@@ -31,7 +31,7 @@ _DRAW_BITS = 40
 
 @dataclass(frozen=True)
 class Source:
-    """Seed of the chain and of its draws, symbols in its alphabet, documents, mean tokens of a document with its EOS."""
+    """Seed of the chain and of its draws, symbols in its alphabet, documents, mean tokens of one with its EOS."""
 
     seed: int = 0
     alphabet: int = 16
@@ -101,7 +101,7 @@ def conditional_entropy(source: Source, context: int) -> float:
 
 
 def generate(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """(token ids uint8 [tokens], lengths int64 [documents], EOS included); the documents follow each other in the first."""
+    """(token ids uint8 [tokens], lengths int64 [documents]); the documents follow each other, each with its EOS."""
     table = weights(source)
     totals = table.sum(1).astype(np.uint64)
     cumulative = table.cumsum(1).astype(np.uint64)
@@ -135,7 +135,6 @@ def splits(source: Source, validation_fraction: float) -> dict[str, tuple[np.nda
 
 def identity(source: Source, validation_fraction: float) -> tuple[dict, dict[str, str]]:
     """(description of the vocabulary, digest of each split's tokens)."""
-    digests = {
-        split: content_hash(tokens.tobytes()).hex() for split, (tokens, _) in splits(source, validation_fraction).items()
-    }
+    drawn = splits(source, validation_fraction)
+    digests = {split: content_hash(tokens.tobytes()).hex() for split, (tokens, _) in drawn.items()}
     return {"kind": "symbols", "size": source.vocabulary_size}, digests

@@ -57,7 +57,7 @@ def task(name: str, documents: Documents, vocabulary: seqio.Vocabulary) -> seqio
 
 
 def register() -> None:
-    """Adds `windtunnel_pydocs` and `windtunnel_pysource` (bytes) to seqio's registry; their texts are gathered when read."""
+    """Adds `windtunnel_pydocs` and `windtunnel_pysource` (bytes) to seqio's registry; texts are gathered when read."""
     for corpus in ("pydocs", "pysource"):
         name = f"windtunnel_{corpus}"
         if name in seqio.TaskRegistry.names():
@@ -68,7 +68,8 @@ def register() -> None:
         def gathered(wanted: Request = wanted) -> Documents:
             return assemble(texts(wanted), wanted.validation_fraction, wanted.corpus)
 
-        seqio.TaskRegistry.add(name, **_parts(lambda split, gathered=gathered: gathered().split(split), seqio.ByteVocabulary()))
+        parts = _parts(lambda split, gathered=gathered: gathered().split(split), seqio.ByteVocabulary())
+        seqio.TaskRegistry.add(name, **parts)
 
 
 def find(corpus: str) -> seqio.Task | seqio.Mixture:
@@ -79,7 +80,7 @@ def find(corpus: str) -> seqio.Task | seqio.Mixture:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise DataError(f"corpus {corpus}: module {module} cannot be imported ({error}); mend data.corpus") from None
+            raise DataError(f"corpus {corpus}: {module} cannot be imported ({error}); mend data.corpus") from None
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)

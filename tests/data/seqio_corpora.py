@@ -1,4 +1,4 @@
-"""Run by test_seqio in one process of its own, which loads TensorFlow once: builds caches, prints their paths as JSON."""
+"""Run by test_seqio in a process of its own, which loads TensorFlow once: builds caches, prints their paths as JSON."""
 
 from __future__ import annotations
 

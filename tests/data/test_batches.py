@@ -86,7 +86,8 @@ def test_too_short(corpus):
 def test_reading_loads_neither_tensorflow_nor_jax(corpus):
     script = (
         "import sys; from lab import data; assert 'numpy' not in sys.modules, 'import lab.data is light'\n"
-        "corpus = data.open_corpus(sys.argv[1]); data.verify(sys.argv[1]); print(corpus.batch('train', 0, 16, 0, 8).sum())\n"
+        "corpus = data.open_corpus(sys.argv[1]); data.verify(sys.argv[1])\n"
+        "print(corpus.batch('train', 0, 16, 0, 8).sum())\n"
         "heavy = {'tensorflow', 'seqio', 'jax', 'sentencepiece', 'pandas'} & set(sys.modules); assert not heavy, heavy"
     )
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

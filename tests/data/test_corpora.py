@@ -102,7 +102,8 @@ def test_neither_split_is_empty():
 
 
 def test_lone_surrogates_are_replaced():
-    assert set(assemble(["a\ud800", "b"], 0.5, "x").split("train") + assemble(["a\ud800", "b"], 0.5, "x").validation) == {"a?", "b"}
+    found = assemble(["a\ud800", "b"], 0.5, "x")
+    assert set(found.train + found.validation) == {"a?", "b"}
 
 
 def test_text_file_is_cut_at_blank_lines(tmp_path):

@@ -18,12 +18,9 @@ pytestmark = pytest.mark.tensorflow
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     root = tmp_path_factory.mktemp("seqio")
-    done = subprocess.run(
-        [sys.executable, "-m", "seqio_corpora", str(root)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
-    )
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "seqio_corpora", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **paths})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

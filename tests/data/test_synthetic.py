@@ -37,7 +37,7 @@ def test_entropy_is_that_of_enumerated_sequences():
 
 
 def test_stream_of_each_split_has_that_entropy():
-    """Mean surprise of the drawn tokens, document boundaries included, within four standard errors of the closed form."""
+    """Mean surprise of the drawn tokens, document boundaries included, within four standard errors."""
     matrix, entropy = synthetic.transitions(SOURCE), synthetic.conditional_entropy(SOURCE, context=1)
     for split, (tokens, _) in synthetic.splits(SOURCE, 0.3).items():
         path = states(tokens)
