@@ -1,9 +1,13 @@
 """From cells to critical batch sizes, power laws, intervals and verdicts.
 
 Per group: ln S = ln(a + b / B) by least squares in logs, B* at the overhead over linear scaling from the reference
-batch, and its small-batch limit. Across groups: B* = c x^p by ordinary least squares in logs (x: parameters or tokens, in
-millions). Intervals: resamples over cells and seeds carry through both fits, so they hold the error of measurement of
-every B*; the Student interval of p from the scatter of the groups about the law is given beside.
+batch, and its small-batch limit. Across groups: B* = c x^p by ordinary least squares in logs (x: parameters or tokens,
+in millions). Intervals: resamples over cells and seeds carry through both fits, so they hold the error of measurement
+of every B*; the Student interval of p from the scatter of the groups about the law is given beside.
+
+The reference batch is part of the definition of B*: its floor (1 + o) B_ref flattens the law. A claim about an
+exponent's value is therefore decided, when our reference is not the paper's, only where the small-batch limit gives the
+same verdict.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from lab.laws import noise_scale
 from lab.laws.bootstrap import Interval, no_interval, percentile_interval
 from lab.laws.critical_batch import OverheadFit, OverheadFitError, critical_batch, fit_overhead, fit_overheads
 from lab.laws.power import PowerLaw, PowerLawError, fit_power_law, fit_power_law_linear
-from lab.report.findings import Finding, judge
+from lab.report.findings import Claim, Finding, judge
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,8 @@ def analyse(
     scales, noise_law = _noise(noise, groups, kind, settings)
     sensitivity = _sensitivity(groups, kind, settings)
     notes = (*cells.notes, *(f"group {g.label}: {g.reason}" for g in groups if g.reason), *_noise_notes(scales))
-    findings = _findings(kind, law, groups, settings, sequence, (*caveats, *_caveats(groups, table)), sensitivity)
+    caveats = (*caveats, *_caveats(groups, table))
+    findings = _findings(kind, law, limit_law, groups, settings, sequence, caveats, sensitivity)
     return Analysis(
         kind, settings, sequence, groups, law, limit_law, scales, noise_law, sensitivity, findings, tuple(notes)
     )
@@ -253,7 +258,7 @@ def _caveats(groups, table: pd.DataFrame) -> list[str]:
     return found
 
 
-def _findings(panel, law, groups, settings, sequence, caveats, sensitivity) -> tuple[Finding, ...]:
+def _findings(panel, law, limit_law, groups, settings, sequence, caveats, sensitivity) -> tuple[Finding, ...]:
     notes = [f"{row.choice}: exponent {row.exponent:.3f}" for row in sensitivity.itertuples()]
     if law.law:
         floor = (1 + settings.overhead) * settings.reference_sequences
@@ -275,9 +280,21 @@ def _findings(panel, law, groups, settings, sequence, caveats, sensitivity) -> t
     level = law.coefficient_interval
     in_paper = Interval(level.low * to_paper, level.high * to_paper, level.level, level.reason)
     common = {"caveats": tuple(caveats), "notes": tuple(notes)}
+
+    def exponent(claim: Claim) -> Finding:
+        found = judge(claim, law.exponent, law.exponent_interval, **common)
+        other = judge(claim, limit_law.exponent, limit_law.exponent_interval)
+        if not blocked or claim.kind == "sign" or found.verdict in (other.verdict, "inconclusive"):
+            return found
+        why = (
+            f"our reference batch is not the paper's, and the verdict depends on it: {found.verdict} with ours, "
+            f"{other.verdict} in the small-batch limit (exponent {limit_law.exponent:.3g})"
+        )
+        return judge(claim, law.exponent, law.exponent_interval, why, **common)
+
     return (
-        judge(panel.direction, law.exponent, law.exponent_interval, **common),
-        judge(panel.exponent, law.exponent, law.exponent_interval, **common),
+        exponent(panel.direction),
+        exponent(panel.exponent),
         judge(panel.coefficient, law.coefficient * to_paper, in_paper, blocked, **common),
     )
 
@@ -301,3 +318,34 @@ def _noise(probes, groups, panel: Panel, settings: Settings):
 
 def _noise_notes(scales) -> list[str]:
     return [f"noise scale of group {label}: {scale.reason}" for label, scale in scales.items() if scale.reason]
+
+
+def group_table(analysis: Analysis) -> pd.DataFrame:
+    """One row per group for display: N, D, a, b, B* in sequences with interval, the small-batch limit, noise scale."""
+    rows = []
+    for g in analysis.groups:
+        scale = analysis.noise.get(g.label)
+        rows.append(
+            {
+                "group": g.label,
+                "parameters": g.parameters,
+                "tokens": g.tokens,
+                "target_loss": g.target_loss,
+                "cells": len(g.cells),
+                "censored": int(g.cells["censored"].sum()),
+                "a_updates": g.fit.a if g.fit else np.nan,
+                "b_sequences": g.fit.b if g.fit else np.nan,
+                "critical_batch_sequences": g.critical,
+                "critical_batch_low": g.critical_interval.low,
+                "critical_batch_high": g.critical_interval.high,
+                "critical_batch_tokens": g.critical * analysis.sequence_length,
+                "small_batch_limit_sequences": g.limit,
+                "small_batch_limit_low": g.limit_interval.low,
+                "small_batch_limit_high": g.limit_interval.high,
+                "noise_scale_sequences": scale.sequences if scale else np.nan,
+                "noise_scale_low": scale.interval.low if scale else np.nan,
+                "noise_scale_high": scale.interval.high if scale else np.nan,
+                "reason": g.reason,
+            }
+        )
+    return pd.DataFrame(rows)

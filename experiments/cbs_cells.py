@@ -92,11 +92,12 @@ def read_published(path: str | Path) -> Cells:
     """
     path = Path(path)
     if not path.is_file():
-        raise PublishedDataError(f"found no file {path}; expected the authors' cbs_steps_to_target.csv: check --published")
+        raise PublishedDataError(f"found no file {path}; expected the authors' table: check --published")
     try:
         raw = pd.read_csv(path)
     except (ValueError, OSError) as error:
-        raise PublishedDataError(f"{path} is not a readable CSV table ({_first_line(error)}): check --published") from None
+        why = str(error).split("\n", 1)[0]
+        raise PublishedDataError(f"{path} is not a readable CSV table ({why}): check --published") from None
     missing = [name for name in PUBLISHED_COLUMNS if name not in raw.columns]
     if missing:
         had = ", ".join(map(str, raw.columns))
@@ -135,8 +136,8 @@ def cells_from_runs(
     """Cells as the paper sets them up.
 
     Target: the lowest loss, mean over seeds, that the reference batch reaches at horizon D with its best learning rate.
-    For every batch size the learning rate with the fewest steps to that target (mean over seeds of ln steps; a rate that
-    misses the target with some seed comes after those that never do).
+    For every batch size the learning rate with the fewest steps to that target (mean over seeds of ln steps; a rate
+    that misses the target with some seed comes after those that never do).
 
     Args:
       runs: columns run, parameters, run.batch_tokens, optimizer.learning_rate, run.seed, run.horizon_tokens, status
@@ -204,7 +205,7 @@ class _GroupRuns:
         return np.where(np.isfinite(best), best, np.nan)
 
     def choose(self, seed_weights: np.ndarray) -> tuple[np.ndarray, list[tuple]]:
-        """Target [R]; for each batch size (batch, seeds [S], ln steps [R, S], censored [R, S], rate [R], rates tried)."""
+        """Target [R]; per batch size (batch, seeds [S], ln steps [R, S], censored [R, S], rate [R], rates tried)."""
         targets, cells = self.targets(seed_weights), []
         for batch, members in self.cells:
             seeds, rates = np.unique(self.seed[members]), np.unique(self.rate[members])
@@ -297,7 +298,3 @@ def _loss_at_horizon(curve: Curve, step: float) -> float:
     if curve.last_step < 0.99 * step:
         return float("nan")
     return curve.loss_at(min(step, curve.last_step))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

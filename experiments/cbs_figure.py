@@ -25,7 +25,8 @@ def panel_figure(analysis: Analysis, stem: str | Path, subtitle: str = "") -> tu
         figure.subplots_adjust(
             left=0.07, right=0.93, wspace=0.3, top=1 - 0.85 / height, bottom=(below + 0.55) / height
         )
-        figure.text(0.02, 1 - 0.12 / height, "Critical batch size: " + analysis.panel.title, size=12, weight="bold", va="top")
+        title = "Critical batch size: " + analysis.panel.title.lower()
+        figure.text(0.02, 1 - 0.12 / height, title, size=12, weight="bold", va="top")
         if subtitle:
             figure.text(0.02, 1 - 0.38 / height, subtitle, size=8.5, color=draw.FAINT, va="top")
         _overhead_curves(left, analysis)
@@ -45,7 +46,7 @@ def _overhead_curves(axes: Axes, analysis: Analysis) -> None:
         batch, steps = cells["batch_sequences"].to_numpy(float), cells["steps"].to_numpy(float)
         axes.plot(batch[~bound], steps[~bound], "o", color=colour, markersize=4, zorder=3, label=group.label)
         if bound.any():
-            draw.censored_points(axes, batch[bound], steps[bound], colour, None if missed else "not reached (bound)")
+            draw.censored_points(axes, batch[bound], steps[bound], colour)
             missed = True
         if group.fit is None:
             continue
@@ -62,11 +63,12 @@ def _overhead_curves(axes: Axes, analysis: Analysis) -> None:
         settings.reference_sequences, 0.02, " reference", rotation=90, color=draw.FAINT, size=7.5, ha="right",
         transform=axes.get_xaxis_transform(),
     )
+    if missed:
+        draw.censored_points(axes, [], [], draw.INK, "target not reached (bound)")
     axes.plot([], [], "-", color=draw.INK, label="ln S = ln(a + b/B)")
     axes.plot([], [], ":", color=draw.INK, linewidth=0.9, label="linear scaling")
-    axes.plot(
-        [], [], "D", markerfacecolor="white", markeredgecolor=draw.INK, label=f"B*: {settings.overhead:.0%} above linear"
-    )
+    label = f"B*: {settings.overhead:.0%} above linear"
+    axes.plot([], [], "D", markerfacecolor="white", markeredgecolor=draw.INK, label=label)
     axes.set(xscale="log", yscale="log", xlabel=f"Batch size, sequences of {analysis.sequence_length:g} tokens")
     axes.set_ylabel("Updates to target loss")
     axes.set_title("Updates to target")
@@ -82,7 +84,8 @@ def _law(axes: Axes, analysis: Analysis) -> None:
     axes.set_ylabel(f"Critical batch size B*, sequences of {analysis.sequence_length:g} tokens")
     axes.set_title("Critical batch size")
     if not usable:
-        axes.text(0.5, 0.5, "no critical batch size was identified", transform=axes.transAxes, ha="center", color=draw.FAINT)
+        nothing = "no critical batch size was identified"
+        axes.text(0.5, 0.5, nothing, transform=axes.transAxes, ha="center", color=draw.FAINT)
         return
     x = np.array([analysis.x(g) for g in usable])
     stars = np.array([g.critical for g in usable])
@@ -104,8 +107,8 @@ def _law(axes: Axes, analysis: Analysis) -> None:
         )
     _published(axes, analysis, grid, symbol)
     intervals = [g.critical_interval for g in usable]
-    draw.points(axes, x, stars, [i.low for i in intervals], [i.high for i in intervals], label="ours: B*, "
-                f"{analysis.settings.level:.0%} interval")
+    label = f"ours: B*, {analysis.settings.level:.0%} interval"
+    draw.points(axes, x, stars, [i.low for i in intervals], [i.high for i in intervals], label=label)
     _plain_ticks(axes.xaxis)
     _plain_ticks(axes.yaxis)
     tokens = axes.secondary_yaxis(
@@ -114,7 +117,9 @@ def _law(axes: Axes, analysis: Analysis) -> None:
     tokens.set_ylabel("tokens", color=draw.FAINT)
     tokens.tick_params(colors=draw.FAINT, which="both")
     tokens.spines["right"].set_visible(False)
-    axes.legend(loc="best", labelspacing=0.35)
+    tokens.yaxis.set_major_formatter(FuncFormatter(lambda value, _: draw.compact(value)))
+    tokens.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: draw.compact(v) if _leading(v) in (2, 5) else ""))
+    draw.legend_above(axes)
 
 
 def _published(axes: Axes, analysis: Analysis, grid: np.ndarray, symbol: str) -> None:
@@ -136,7 +141,8 @@ def _published(axes: Axes, analysis: Analysis, grid: np.ndarray, symbol: str) ->
     if 1 / 30 < ratio < 30:
         draw.curve(axes, grid, line, draw.PUBLISHED, f"published law extrapolated: {formula}{where}", ":", 1.2)
     else:
-        axes.plot([], [], " ", label=f"published law extrapolated, {formula}{where},\nlies {ratio:.2g} times ours: off the axes")
+        text = f"published law extrapolated, {formula}{where},\nlies at {ratio:.2g} times ours: off the axes"
+        axes.plot([], [], " ", label=text)
 
 
 def _band(axes: Axes, grid: np.ndarray, law, level: float) -> None:
@@ -160,7 +166,7 @@ def _plain_ticks(axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     low, high = axis.get_view_interval()
     if high / low < 30:
-        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}" if _leading(value) in (2, 5) else ""))
+        axis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}" if _leading(v) in (2, 5) else ""))
     else:
         axis.set_minor_formatter(NullFormatter())
 

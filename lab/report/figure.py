@@ -62,7 +62,7 @@ def style() -> Iterator[None]:
 
 def sequence_of_colours(count: int) -> list[tuple]:
     """Colours for an ordered series, light to dark, told apart by the colour-blind and in grey (viridis, ends cut)."""
-    return [plt.get_cmap("viridis")(x) for x in np.linspace(0.82, 0.08, max(count, 1))[: count or None]]
+    return [plt.get_cmap("viridis")(x) for x in np.linspace(0.82, 0.08, count)]
 
 
 def points(
@@ -77,12 +77,14 @@ def points(
         axes.errorbar(x, y, np.maximum(bars, 0.0), fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5, zorder=3)
         for at, value in zip(x[opened], y[opened]):
             axes.annotate("", (at, value * 1.6), (at, value), arrowprops={"arrowstyle": "->", "color": colour})
-    axes.plot(x, y, marker, color=colour, markeredgecolor="white", markeredgewidth=0.6, markersize=6, label=label, zorder=4)
+    edge = {"markeredgecolor": "white", "markeredgewidth": 0.6}
+    axes.plot(x, y, marker, color=colour, markersize=6, label=label, zorder=4, **edge)
 
 
 def censored_points(axes: Axes, x, y, colour: str | tuple = OURS, label: str | None = None) -> None:
-    """Lower bounds: open markers with an arrow upwards."""
-    axes.plot(x, y, "^", markerfacecolor="white", markeredgecolor=colour, markersize=6, linestyle="none", label=label, zorder=4)
+    """Lower bounds: open triangles that point to where the truth lies."""
+    open_face = {"markerfacecolor": "white", "markeredgecolor": colour, "markersize": 6}
+    axes.plot(x, y, "^", linestyle="none", label=label, zorder=4, **open_face)
 
 
 def curve(axes: Axes, x, y, colour: str | tuple = OURS, label: str | None = None, dashes: str = "-", width=1.6) -> None:
@@ -93,6 +95,22 @@ def curve(axes: Axes, x, y, colour: str | tuple = OURS, label: str | None = None
 def band(axes: Axes, x, low, high, colour: str | tuple = OURS, label: str | None = None) -> None:
     """The interval of a law."""
     axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0, label=label, zorder=1)
+
+
+def legend_above(axes: Axes, line: float = 0.058) -> None:
+    """Legend in the upper left, the logarithmic y axis stretched so that no mark lies under it."""
+    count = sum(label.count("\n") + 1 for label in axes.get_legend_handles_labels()[1])
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, low * (high / low) ** (1.0 / (1.0 - min(line * count, 0.6))))
+    axes.legend(loc="upper left", labelspacing=0.35)
+
+
+def compact(value: float) -> str:
+    """1500 -> "1.5k", 2000000 -> "2M"."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def verdict_lines(findings: Sequence[Finding], width: int = 150) -> list[tuple[str, str, str]]:
@@ -110,7 +128,7 @@ def caption(figure: Figure, findings: Sequence[Finding], top: float, width: int 
     at = top
     for verdict, colour, text in verdict_lines(findings, width):
         figure.text(0.02, at / height, verdict.upper(), color=colour, fontsize=7.5, weight="bold", va="top")
-        figure.text(0.135, at / height, text, color=INK, fontsize=7.5, va="top", linespacing=1.25)
+        figure.text(0.115, at / height, text, color=INK, fontsize=7.5, va="top", linespacing=1.25)
         at -= step * (text.count("\n") + 1) + 0.06
 
 
@@ -127,9 +145,12 @@ def save(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
         path = stem.with_name(stem.name + suffix)
         beside = path.with_name(f".{path.name}.part")
-        with plt.rc_context(STYLE):
-            figure.savefig(beside, format=suffix[1:], metadata=metadata)
-        beside.replace(path)
+        try:
+            with plt.rc_context(STYLE):
+                figure.savefig(beside, format=suffix[1:], metadata=metadata)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
         written.append(path)
     plt.close(figure)
     return written[0], written[1]
