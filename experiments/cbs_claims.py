@@ -50,8 +50,11 @@ _EXPONENT_RULE = 0.15
 
 
 def _coefficient_claim(text: str, law: PublishedLaw) -> Claim:
-    """Decided to within 30 %."""
-    rule = {"kind": "equals", "tolerance": 0.3 * law.coefficient, "recalled": law.recalled}
+    """Decided to within half of it, which tells 93.2 from the 192 and 29.2 that other reference batches give.
+
+    A coefficient is the law extrapolated to x = 1 million, far below the sizes measured, hence poorly determined.
+    """
+    rule = {"kind": "equals", "tolerance": 0.5 * law.coefficient, "recalled": law.recalled}
     return Claim(text, SOURCE, law.coefficient, "sequences of 512 tokens", **rule)
 
 

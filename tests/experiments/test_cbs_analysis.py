@@ -93,7 +93,7 @@ def test_exponent_interval_covers():
     for _ in range(trials):
         cells = cells_from_table(table("tokens", 0.5, 0.05, rng, seeds=1))
         hits += analyse(cells, "fixed-model", settings).limit_law.exponent_interval.contains(0.5)
-    assert 0.78 <= hits / trials <= 0.99
+    assert 0.82 <= hits / trials <= 0.98
 
 
 def test_noise_decides_nothing_and_the_same_seed_gives_the_same():
@@ -122,20 +122,25 @@ def test_one_group_and_linear_scaling_are_inconclusive_with_reasons():
 def test_censored_cells_caveats_and_noise_scale_reach_the_report(tmp_path):
     rng = np.random.default_rng(5)
     cells = table("tokens", 0.47, 0.02, rng, censor_above=64)
+    group = np.repeat(np.arange(4), 40)
     probes = pd.DataFrame(
-        [
-            {"group": g, "squared_difference": 20 * 1.5**i * rng.chisquare(50) / 50, "inner_product": rng.normal(1, 0.2)}
-            for i, g in enumerate(("1", "2", "4", "8"))
-            for _ in range(40)
-        ]
-    ).assign(half_sequences=4)
+        {
+            "group": np.array(["1", "2", "4", "8"])[group],
+            "squared_difference": 20 * 1.5**group * rng.chisquare(50, 160) / 50,
+            "inner_product": rng.normal(1, 0.2, 160),
+            "half_sequences": 4,
+        }
+    )
     analysis = analyse(cells_from_table(cells), "fixed-model", Settings(4.0), probes, ["data were repeated"])
     assert analysis.limit_law.exponent_interval.contains(0.47)
     assert "Data were repeated." in analysis.findings[0].reason and "lower bounds" in analysis.findings[0].reason
     assert analysis.noise["1"].sequences == pytest.approx(40.0, rel=0.2)
     assert analysis.noise_law.exponent == pytest.approx(np.log2(1.5), abs=0.15)
     assert list(analysis.sensitivity["choice"][:4]) == [
-        "as stated", "overhead 10%", "overhead 50%", "reference 2 sequences",
+        "as stated",
+        "overhead 10%",
+        "overhead 50%",
+        "reference 2 sequences",
     ]
     assert group_table(analysis)["critical_batch_sequences"].gt(0).all()
     png, svg = panel_figure(analysis, tmp_path / "panel", "synthetic")
