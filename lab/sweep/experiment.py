@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from lab.errors import ConfigError
 from lab.sweep.axes import Point
 
 
@@ -114,6 +117,24 @@ def edge_points(
         elif value == values[-1] and value * ratio <= limits[1] * 1.001:
             further[group] = value * ratio
     return {group: float(f"{value:.4g}") for group, value in further.items()}
+
+
+def load_file(path: Path) -> dict[str, Experiment]:
+    """The `EXPERIMENTS` of a Python file of the user's own.
+
+    Raises:
+      ConfigError: where the file is missing or lists none.
+    """
+    if not path.is_file():
+        raise ConfigError(f"found no file {path}, expected a Python file with EXPERIMENTS")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    found = getattr(module, "EXPERIMENTS", None)
+    if not found:
+        raise ConfigError(f"{path} lists no EXPERIMENTS, expected a sequence of lab.sweep.experiment.Experiment")
+    return {experiment.id: experiment for experiment in found}
 
 
 @functools.cache

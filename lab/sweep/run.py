@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 from lab.config import differences, flatten, meaning, microbatch_tokens
 from lab.errors import ResultsError, UserError
-from lab.sweep.plan import Run, make_packs
+from lab.files import write_beside
+from lab.models import counts
+from lab.sweep.plan import Run, make_packs, whole_tokens
 from lab.train.store import RunStore, read_json, write_json
 
 
@@ -125,8 +127,7 @@ def train_pack(
             display.pack(*place, runs, pack.tick)
             first = pack.tick
             train(pack, store, checkpointer, meta, display.progress)
-            spent = {"seconds": time.monotonic() - began, "ticks": pack.tick - first, "runs": len(runs)}
-            log(directory, {"event": "end", "tick": pack.tick, **spent})
+            log(directory, {"event": "end", "tick": pack.tick, "flops": flops(runs, first), "seconds": time.monotonic() - began})
     except (UserError, Interrupted, KeyboardInterrupt):
         raise
     except Exception as error:  # one broken pack must not end the sweep; the record says what broke, and `--retry` tries again
@@ -137,6 +138,37 @@ def train_pack(
                 store.write_record(run.id, {"status": "failed", "error": text})
         return
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def flops(runs: Sequence[Run], tick: int) -> float:
+    """FLOPs of training these runs from a tick to their ends (a run that diverged is counted whole)."""
+    done = [tick * microbatch_tokens(run.cfg) for run in runs]
+    per_token = counts.flops_per_token(runs[0].cfg.model)["with_attention"]
+    return sum(max(0, whole_tokens(run.cfg) - tokens) * per_token for run, tokens in zip(runs, done))
+
+
+def export(store: RunStore, name: str, out: Path) -> dict[str, Any]:
+    """Copies the weights of a run that has ended, or takes those of a running one from its pack's newest checkpoint.
+
+    Raises:
+      ResultsError: where no run, or more than one, begins with `name`, or it has no weights yet.
+    """
+    from lab.train import checkpoint
+
+    found = sorted(path.name for path in (Path(store.root) / "runs").glob(f"{name}*") if path.is_dir())
+    if len(found) != 1:
+        raise ResultsError(f"run {name!r}: found {', '.join(found[:5]) or 'none'} under {store.root}, expected one")
+    run = found[0]
+    weights, record = store.run_directory(run) / "weights.npz", store.read_record(run)
+    if weights.exists() and record:
+        write_beside(out, weights.read_bytes())
+        return {"run": run, "step": record["steps"], "out": str(out)}
+    for path in (Path(store.root) / "packs").glob("*/checkpoints"):
+        newest = checkpoint.latest(path)
+        if newest and run in newest[1]["slots"]:
+            tick, meta = checkpoint.export(path, newest[1]["slots"].index(run), out)
+            return {"run": run, "step": None, "tick": tick, "out": str(out)}
+    raise ResultsError(f"run {run} has no weights yet: it has not reached a checkpoint")
 
 
 def pack_directory(store: RunStore, runs: Sequence[Run]) -> Path:
@@ -157,6 +189,21 @@ def log(directory: Path, event: dict[str, Any]) -> None:
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     with open(directory / "history.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"time": now, **event}) + "\n")
+
+
+def seconds_spent(store: RunStore, runs: Sequence[Run]) -> float:
+    """Wall-clock seconds of the packs that trained these runs, as far as they ended."""
+    wanted, seconds = {run.id for run in runs}, 0.0
+    for path in (Path(store.root) / "packs").glob("*/members.json"):
+        if wanted & set(read_json(path)["runs"]):
+            seconds += sum(event.get("seconds", 0.0) for event in history(path.parent))
+    return seconds
+
+
+def history(directory: Path) -> list[dict[str, Any]]:
+    """The events of a pack, oldest first."""
+    path = directory / "history.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def table(store: RunStore, runs: Sequence[Run]) -> Any:

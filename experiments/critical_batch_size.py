@@ -1,0 +1,355 @@
+"""How Does Critical Batch Size Scale in Pre-training? (Zhang et al. 2024, arXiv 2410.21676).
+
+The paper's method. Train at a constant learning rate after a warm-up, averaging the weights exponentially in place of a
+decay, so that one run serves every horizon. The reference batch sets the target: the validation loss of the averaged
+weights at horizon D, at its best learning rate. For every batch size B, tune the learning rate and read off the steps S
+to that target; fit ln S = ln(a + b/B). The critical batch B* is where S exceeds linear scaling from the reference batch
+by 20 %. Three panels vary what the horizon and the model are:
+
+    chinchilla    N and D = 20 N grow together        published B* = 93.20 N^0.468 (N in millions, sequences of 512)
+    fixed-model   one N, D grows                      published B* = 17.75 D^0.47
+    fixed-data    one D, N grows                      published B* = 621.3 N^0.087
+
+Our reference batch is smaller than the paper's by about as much as our B* is: the definition depends on it, so the
+limit of small batches is reported beside it, and the gradient noise scale (McCandlish et al. 2018) as a second estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lab.config import default_config, override
+from lab.models import counts
+from lab.sweep.axes import Point, axis, powers, product
+from lab.sweep.experiment import Analysis, Experiment, Results, Sweep, edge_points
+
+PAPER = "Zhang et al. 2024, How Does Critical Batch Size Scale in Pre-training?, arXiv 2410.21676"
+TOKENS_PER_PARAMETER = 20
+PAPER_SIZES = {(768, 12): 12, (1024, 12): 16, (1024, 24): 16, (1536, 21): 24, (2048, 24): 32}  # (width, depth): heads
+
+Size = tuple[int, int]  # width, depth
+
+
+def base(**changes: Any) -> ConfigDict:
+    """What every run of the paper shares: QK-norm, GELU, RoPE, no decay, clipping at 1, averaging instead of cooldown."""
+    fixed = {
+        "model.norm": "layer",
+        "model.qk_norm": True,
+        "optimizer.beta1": 0.9,
+        "optimizer.beta2": 0.99,
+        "optimizer.weight_decay": 0.0,
+        "schedule.name": "constant",
+        "averaging.name": "polynomial",
+    }
+    return override(default_config(), {**fixed, **changes})
+
+
+def non_embedding(cfg: ConfigDict) -> int:
+    return counts.parameters(override(cfg, {"model.vocab_size": cfg.model.vocab_size or 1}).model)["non_embedding"]
+
+
+def sizes(values: Sequence[Size], head_width: int) -> list[Point]:
+    """One point per model size; heads of one width."""
+    return [
+        {"model.width": w, "model.depth": d, "model.heads": w // head_width, "model.kv_heads": w // head_width}
+        for w, d in values
+    ]
+
+
+def rates(centre: float, factors: Sequence[float], batch: int) -> list[Point]:
+    """Learning rates about `centre` * sqrt(batch / `batch`): where Adam's optimum moves with the batch size."""
+
+    def rate(factor: float, cfg: ConfigDict) -> float:
+        return float(f"{centre * factor * (cfg.run.batch_tokens / batch) ** 0.5:.4g}")
+
+    return axis("optimizer.learning_rate", [partial(rate, factor) for factor in factors])
+
+
+def horizon(tokens: float | None, slack: float, reference: int, cfg: ConfigDict) -> int:
+    """Tokens to train: D and a quarter more, so that every batch size reaches the target, up to `slack` times D for
+    batches that are large beside the reference; in whole batches."""
+    wanted = TOKENS_PER_PARAMETER * non_embedding(cfg) if tokens is None else tokens
+    wanted *= min(slack, 1.25 * max(1.0, cfg.run.batch_tokens / reference) ** 0.25)
+    return max(1, round(wanted / cfg.run.batch_tokens)) * cfg.run.batch_tokens
+
+
+def sweep(
+    cfg: ConfigDict,
+    models: list[Point],
+    batches: Sequence[int],
+    reference: int,
+    centre: float,
+    factors: Sequence[float],
+    seeds: int,
+    tokens: float | None,
+    slack: float,
+    note: str,
+    horizons: Sequence[float] = (),
+    extensions: int = 0,
+    warmup: float = 0.25,
+) -> Sweep:
+    """Sizes x batch sizes x learning rates x seeds.
+
+    Args:
+      batches, reference: batch sizes and the reference one, in tokens.
+      centre: learning rate about which the grid lies at the reference batch; `factors` times it.
+      tokens: D of every size; None for 20 tokens per parameter.
+      slack: how many times D a large batch may train before it counts as not reaching the target.
+      horizons: D of the groups where one run serves several (fixed-model).
+      warmup: of the reference batch's horizon, as the paper's schedule has it; the smallest horizon counts.
+    """
+
+    def warmup_tokens(cfg: ConfigDict) -> int:
+        shortest = min(horizons) if horizons else tokens or TOKENS_PER_PARAMETER * non_embedding(cfg)
+        return int(warmup * shortest)
+
+    points = product(
+        models,
+        axis("run.batch_tokens", batches),
+        axis("run.horizon_tokens", [partial(horizon, tokens, slack, reference)]),
+        axis("schedule.warmup_tokens", [warmup_tokens]),
+        axis("run.seed", range(seeds)),
+        rates(centre, factors, reference),
+    )
+    settings = {"reference_tokens": reference, "tokens": tokens, "horizons": list(horizons), "centre": centre}
+    return Sweep(cfg, points, note, settings, extensions)
+
+
+TINY = {
+    "model.sequence_length": 64,
+    "evaluation.points": 32,
+    "evaluation.sequences": 256,
+    "execution.microbatch_tokens": 1024,
+}
+
+
+def smoke(panel: str) -> Sweep:
+    """Seconds: checks the path, decides nothing. On the synthetic corpus, so that nothing has to be prepared."""
+    small = {"model.sequence_length": 32, "evaluation.points": 8, "evaluation.sequences": 16}
+    cfg = base(**small, **{"data.corpus": "synthetic", "evaluation.first_tokens": 512, "execution.microbatch_tokens": 256})
+    models = sizes([(16, 1)] if panel == "fixed-model" else [(16, 1), (16, 2)], 8)
+    horizons = (4096, 8192) if panel == "fixed-model" else ()
+    tokens = {"chinchilla": None, "fixed-model": 8192, "fixed-data": 8192}[panel]
+    if panel == "chinchilla":
+        cfg = override(cfg, {"evaluation.first_tokens": 4096})
+    return sweep(
+        cfg, models, (256, 512, 1024), 256, 1e-2, (1.0, 2.0), 1, tokens, 1.5, "seconds on a CPU; checks the path", horizons
+    )
+
+
+def tiny(panel: str) -> Sweep:
+    """Two CPU cores, ten minutes a panel."""
+    cfg = base(**TINY)
+    common = {"reference": 512, "centre": 4e-3, "factors": (0.5, 1.0, 2.0), "seeds": 2, "extensions": 1}
+    note = "two CPU cores, at most ten minutes"
+    batches = powers(512, 16384)
+    if panel == "fixed-model":
+        return sweep(
+            cfg, sizes([(32, 2)], 16), batches, tokens=1e6, slack=1.5, note=note, horizons=(125e3, 250e3, 500e3, 1e6), **common
+        )
+    models = sizes([(16, 2), (32, 2), (48, 2)], 16)
+    return sweep(cfg, models, batches, tokens=None if panel == "chinchilla" else 5e5, slack=2.0, note=note, **common)
+
+
+def small(panel: str) -> Sweep:
+    """One accelerator, within twenty minutes in resumable slices of eight."""
+    cfg = base(
+        **{
+            "model.sequence_length": 256,
+            "data.corpus": "pysource-all",
+            "model.compute_dtype": "bfloat16",
+            "evaluation.points": 40,
+            "evaluation.sequences": 512,
+            "execution.microbatch_tokens": 16384,
+        }
+    )
+    common = {"reference": 4096, "centre": 4e-3, "factors": (0.5, 1.0, 2.0), "seeds": 2, "extensions": 1}
+    note = "one accelerator, within twenty minutes"
+    batches = powers(4096, 524288)
+    if panel == "fixed-model":
+        horizons = (5e6, 10e6, 20e6, 40e6)
+        return sweep(cfg, sizes([(128, 4)], 32), batches, tokens=40e6, slack=1.5, note=note, horizons=horizons, **common)
+    models = sizes([(64, 3), (96, 4), (128, 6), (192, 6)], 32)
+    return sweep(cfg, models, batches, tokens=None if panel == "chinchilla" else 20e6, slack=2.0, note=note, **common)
+
+
+def paper(panel: str) -> Sweep:
+    """The published setting: 85M to 1.2B parameters, C4, sequences of 512, batches of 64 to 16,384 sequences."""
+    cfg = base(
+        **{
+            "model.sequence_length": 512,
+            "model.vocab_size": 50304,
+            "model.compute_dtype": "bfloat16",
+            "data.corpus": "seqio:c4",
+            "averaging.name": "exponential",
+            "averaging.window_tokens": 100 * 131072,
+            "evaluation.first_tokens": 100_000_000,
+            "evaluation.points": 100,
+            "evaluation.sequences": 25600,
+            "execution.microbatch_tokens": 131072,
+        }
+    )
+    models = [
+        {"model.width": w, "model.depth": d, "model.heads": h, "model.kv_heads": h} for (w, d), h in PAPER_SIZES.items()
+    ]
+    chosen = {"chinchilla": models, "fixed-model": models[2:3], "fixed-data": models}[panel]
+    tokens = {"chinchilla": None, "fixed-model": 24.576e9, "fixed-data": 3.072e9}[panel]
+    horizons = (3.072e9, 6.144e9, 12.288e9, 24.576e9) if panel == "fixed-model" else ()
+    batches = [512 * sequences for sequences in powers(64, 16384)]
+    return sweep(
+        cfg, chosen, batches, 131072, 3.16e-3, (0.316, 1.0, 3.16), 1, tokens, 2.0, "the published setting: a TPU pod", horizons
+    )
+
+
+def groups(panel: str, results: Results) -> list[Any]:
+    """The overhead curves of a panel: one per size, or one per horizon of the one size."""
+    from experiments.cbs_cells import Group
+    from lab.report.text import quantity
+
+    settings, found = results.settings, sorted(set(results.table["parameters"]))
+    if settings["horizons"]:
+        return [Group(f"D = {quantity(tokens)}", found[0], tokens) for tokens in settings["horizons"]]
+    fixed = settings["tokens"]
+    return [Group(f"N = {quantity(n)}", n, fixed or TOKENS_PER_PARAMETER * n) for n in found]
+
+
+def cells(panel: str, results: Results) -> Any:
+    """Steps to target by group, batch size and seed."""
+    from experiments.cbs_cells import cells_from_runs
+
+    return cells_from_runs(
+        results.table, lambda run: averaged(results, run), groups(panel, results), results.settings["reference_tokens"]
+    )
+
+
+def averaged(results: Results, run: str) -> Any:
+    """Evaluations of a run's averaged weights."""
+    rows = results.evaluations(run)
+    return rows.assign(loss=rows["average_loss"]).dropna(subset=["loss"])
+
+
+def extend(panel: str, results: Results) -> list[Point]:
+    """One more learning rate, all seeds, for each (size, batch size) whose best one lies on the edge of its grid.
+
+    The limits are a factor of eight about the centre of the grid.
+    """
+    table = cells(panel, with_columns(results)).table
+    runs = with_columns(results).table
+    points: list[Point] = []
+    tried = {key: sorted(set(rows["optimizer.learning_rate"])) for key, rows in runs.groupby(["parameters", "run.batch_tokens"])}
+    best = {key: rows["learning_rate"].iloc[-1] for key, rows in table.groupby(["parameters", "batch_tokens"])}
+    for key, rate in edges(best, tried, results.settings).items():
+        for _, row in runs[(runs["parameters"] == key[0]) & (runs["run.batch_tokens"] == key[1])].iterrows():
+            keys = [k for k in row.index if k.startswith(("model.", "run.", "schedule."))]
+            points.append({**{k: plain(row[k]) for k in keys}, "optimizer.learning_rate": rate})
+    return points
+
+
+def edges(best: dict, tried: dict, settings: Any) -> dict:
+    """The next learning rate of each cell whose best one is on an edge."""
+    further = {}
+    for key in best:
+        centre = settings["centre"] * (key[1] / settings["reference_tokens"]) ** 0.5
+        further.update(edge_points({key: best[key]}, {key: tried[key]}, (centre / 8, centre * 8)))
+    return further
+
+
+def plain(value: Any) -> Any:
+    """A table's number as a Python number."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def with_columns(results: Results) -> Results:
+    """The table with the columns that the cells are made from."""
+    import dataclasses
+
+    table = results.table.assign(
+        parameters=results.table["parameters.non_embedding"], sequence_length=results.table["model.sequence_length"]
+    )
+    return dataclasses.replace(results, table=table[table["status"].isin(["finished", "diverged"])])
+
+
+def analyse(panel: str, results: Results) -> Analysis:
+    """Cells, overhead fits, power law, noise scale, verdicts."""
+    from experiments import cbs_analysis
+
+    results = with_columns(results)
+    made = cells(panel, results)
+    length = int(results.table["sequence_length"].iloc[0])
+    settings = cbs_analysis.Settings(results.settings["reference_tokens"] / length)
+    analysis = cbs_analysis.analyse(made, panel, settings, probes(panel, results, made.table), caveats(results))
+    return conclude(analysis, made, f"{results.table['data.corpus'].iloc[0]}, {len(results.table)} runs")
+
+
+def conclude(analysis: Any, made: Any, subtitle: str) -> Analysis:
+    """The panel's tables, notes and figure as a report takes them."""
+    from experiments import cbs_analysis, cbs_figure
+
+    tables = {"critical_batch": cbs_analysis.group_table(analysis), "sensitivity": analysis.sensitivity, "cells": made.table}
+    draw = lambda stem: Path(cbs_figure.panel_figure(analysis, stem, subtitle)[0])  # noqa: E731
+    return Analysis(analysis.findings, tables, analysis.notes, draw)
+
+
+def probes(panel: str, results: Results, table: Any) -> Any:
+    """Gradient-noise probes per group: the reference batch's best runs, over the second half of the way to D."""
+    import numpy as np
+    import pandas as pd
+
+    rows = []
+    for group in groups(panel, results):
+        mine = table[(table["group"] == group.label) & (table["batch_tokens"] == results.settings["reference_tokens"])]
+        if mine.empty:
+            continue
+        chosen = results.table[
+            (results.table["parameters"] == group.parameters)
+            & (results.table["run.batch_tokens"] == results.settings["reference_tokens"])
+            & (results.table["optimizer.learning_rate"] == mine["learning_rate"].iloc[0])
+        ]
+        for _, run in chosen.iterrows():
+            curve = results.evaluations(run["run"])
+            curve = curve[(curve["tokens"] >= group.tokens / 2) & (curve["tokens"] <= 1.01 * group.tokens)]
+            sums = np.diff(curve[["noise_difference", "noise_product", "noise_probes"]].to_numpy(), axis=0)
+            half = run["microbatch_tokens"] // run["sequence_length"] // 2
+            rows += [(group.label, d / n, p / n, half) for d, p, n in sums if n > 0 and half]
+    return pd.DataFrame(rows, columns=["group", "squared_difference", "inner_product", "half_sequences"]) if rows else None
+
+
+def caveats(results: Results) -> list[str]:
+    """Sentences that belong to every verdict."""
+    most = results.table["epochs"].max()
+    return [f"the longest run passes over the corpus {most:.1f} times"] if most > 1 else []
+
+
+def published(panel: str, path: Path) -> Analysis:
+    """The authors' own steps to target through the same analysis."""
+    from experiments import cbs_analysis, cbs_cells
+    from experiments.cbs_claims import PAPER_REFERENCE_TOKENS, PAPER_SEQUENCE
+
+    made = cbs_cells.read_published(path)
+    settings = cbs_analysis.Settings(PAPER_REFERENCE_TOKENS / PAPER_SEQUENCE)
+    return conclude(cbs_analysis.analyse(made, panel, settings), made, "the authors' steps to target")
+
+
+SUMMARIES = {
+    "chinchilla": "Critical batch size where model and data grow together.",
+    "fixed-model": "Critical batch size of one model as its data grow.",
+    "fixed-data": "Critical batch size at one amount of data as the model grows.",
+}
+
+EXPERIMENTS = [
+    Experiment(
+        id=f"critical-batch-size/{panel}",
+        paper=PAPER,
+        summary=summary,
+        scales={make.__name__: partial(make, panel) for make in (smoke, tiny, small, paper)},
+        analyse=partial(analyse, panel),
+        extend=partial(extend, panel),
+        published=partial(published, panel) if panel == "chinchilla" else None,
+    )
+    for panel, summary in SUMMARIES.items()
+]
