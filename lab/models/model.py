@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lab.models.cross_entropy import cross_entropy
-from lab.models.weight import Weight
+from lab.models.weight import Weight, draw, is_record
+
+SCALARS = ("embedding", "residual", "attention", "readout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +28,20 @@ class Model:
     module: nn.Module
     vocab_size: int
 
-    def _boxed(self, key):
-        ones = dict.fromkeys(("embedding", "residual", "attention", "readout"), jnp.ones(()))
-        return self.module.init(key, jnp.zeros((1, 2), jnp.int32), ones)["params"]
-
+    @lru_cache(maxsize=256)  # a model is a value, and a sweep asks for its records once a run
     def records(self) -> dict:
-        """The structure of the weights, with a `Record` for each; computes nothing."""
-        boxed = jax.eval_shape(self._boxed, jax.random.key(0))
+        """The structure of the weights, with a `Record` for each; computes nothing. Not to be changed in place."""
+        scalars = dict.fromkeys(SCALARS, jnp.float32(1))
+        boxed = jax.eval_shape(self.module.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32), scalars)["params"]
         return jax.tree.map(lambda box: box.record, boxed, is_leaf=lambda leaf: isinstance(leaf, Weight))
 
     def init(self, key) -> dict:
-        """Float32 weights at unit scale: standard normal matrices, gains of 1, biases of 0. The same on every mesh."""
-        return nn.meta.unbox(self._boxed(key))
+        """Float32 weights at unit scale (see `lab.models.weight.draw`), the same on every mesh."""
+
+        def value(path, record):
+            return draw(key, jax.tree_util.keystr(path, simple=True, separator="/"), record)
+
+        return jax.tree_util.tree_map_with_path(value, self.records(), is_leaf=is_record)
 
     def _flat_logits(self, weights, tokens_BT, scalars):
         return self.module.apply({"params": weights}, tokens_BT, jax.tree.map(jnp.asarray, scalars))
@@ -65,8 +70,8 @@ class Model:
 
     def activations(self, weights, tokens_BT, scalars) -> dict:
         """What each Linen module returned, as a nested dict by module name (layers stacked), for coordinate checks."""
-        variables = {"params": weights}
-        logits_NV, state = self.module.apply(
-            variables, tokens_BT, jax.tree.map(jnp.asarray, scalars), capture_intermediates=True, mutable=["intermediates"]
+        scalars = jax.tree.map(jnp.asarray, scalars)
+        _, state = self.module.apply(
+            {"params": weights}, tokens_BT, scalars, capture_intermediates=True, mutable=["intermediates"]
         )
         return state["intermediates"]

@@ -20,11 +20,11 @@ class Norm(nn.Module):
     def __call__(self, x):
         axes = {self.axis_name: x.shape[-1]}
         shared = {"fan_out": (0,), "width": (0,)}
-        gain = weight.declare(self, "gain", axes, role="norm", init=weight.ones, **shared)
+        gain = weight.declare(self, "gain", axes, role="norm", **shared)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.kind == "layer":
             wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         y = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon) * gain
         if self.kind == "layer":
-            y = y + weight.declare(self, "bias", axes, role="bias", init=weight.zeros, **shared)
+            y = y + weight.declare(self, "bias", axes, role="bias", **shared)
         return y.astype(x.dtype)

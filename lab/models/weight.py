@@ -6,7 +6,8 @@ From the record follow initial scale, multipliers, sharding and counts; nothing 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import zlib
+from functools import partial
 from typing import Any
 
 import flax
@@ -93,30 +94,33 @@ def declare(
     fan_in: tuple[int, ...] = (),
     fan_out: tuple[int, ...] = (),
     width: tuple[int, ...] = (),
-    init: Callable = jax.random.normal,
 ):
     """Declares weight `name` of a Linen module, `axes` naming its axes and their sizes in order; returns its value.
 
-    The value is drawn at unit scale by `init(key, shape, dtype)` in float32: the parametrization's `init_std`
-    multiplies it afterwards, so that the scale is a number that enters the program.
+    What Linen's own `init` would return has the right shapes and records, and zeros: `draw` makes the values.
     """
     shape = tuple(axes.values())
     record = Record(shape, tuple(axes), fan_in, fan_out, width, None, role)
-
-    def boxed(key):
-        return Weight(init(key, shape, jnp.float32), record)
-
-    return module.param(name, boxed)
+    return module.param(name, lambda key: Weight(jnp.zeros(shape, jnp.float32), record))
 
 
-def ones(key, shape, dtype):
-    """An initial gain."""
-    return jnp.ones(shape, dtype)
+def draw(key: jax.Array, path: str, record: Record) -> jax.Array:
+    """The initial float32 value of the weight at `path` ("layers/mlp/up"), at unit scale.
 
-
-def zeros(key, shape, dtype):
-    """An initial bias."""
-    return jnp.zeros(shape, dtype)
+    Gains are 1, biases 0, all else standard normal; the parametrization's `init_std` multiplies it afterwards, so that
+    the scale is a number that enters the program. Keys are folded by path and layer: a weight depends on its name, its
+    shape and its layer, and on no other weight, nor on the number of layers.
+    """
+    if record.role == "norm":
+        return jnp.ones(record.shape, jnp.float32)
+    if record.role == "bias":
+        return jnp.zeros(record.shape, jnp.float32)
+    key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    if record.depth is None:
+        return jax.random.normal(key, record.shape, jnp.float32)
+    one = record.unstacked(record.depth).shape
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(record.shape[record.depth]))
+    return jax.vmap(lambda key: jax.random.normal(key, one, jnp.float32), out_axes=record.depth)(keys)
 
 
 def is_record(leaf) -> bool:
