@@ -66,15 +66,24 @@ class LawResult:
     """B* in sequences against x in millions, for one definition of B*."""
 
     definition: str
-    """"reference", "limit", or "noise scale"."""
+    """"reference" or "limit"."""
     law: PowerLaw | None
     linear: PowerLaw | None
     """The same from least squares on B* itself."""
     exponent_interval: Interval
     coefficient_interval: Interval
     reason: str
+    observations: int
+    """Measured batch sizes of the poorest group, which set the widening of the intervals."""
     samples: np.ndarray = field(repr=False)
     """(ln c, p) of every resample [R, 2]."""
+    level: float
+
+    def band(self, x_millions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pointwise interval of the law at x [P], widened as the exponent's is; NaN where there is none."""
+        lines = np.exp(self.samples[:, :1] + self.samples[:, 1:] * np.log(x_millions))
+        ends = [percentile_interval(line, self.level, self.observations, 2) for line in lines.T]
+        return np.array([end.low for end in ends]), np.array([end.high for end in ends])
 
     @property
     def exponent(self) -> float:
@@ -201,7 +210,8 @@ def _law(groups, panel: Panel, settings: Settings, definition: str, reference: f
     if np.unique(x).size < 2:
         reason = f"B* was measured at {np.unique(x).size} value(s) of {panel.variable}; a power law needs 2"
         nothing = no_interval(reason, settings.level)
-        return LawResult(definition, None, None, nothing, nothing, reason, np.full((settings.resamples, 2), np.nan))
+        empty = np.full((settings.resamples, 2), np.nan)
+        return LawResult(definition, None, None, nothing, nothing, reason, 0, empty, settings.level)
     stars = np.array([g.fit.critical_batch(settings.overhead, reference) for g in usable])
     sampled = critical_batch(np.stack([g.samples for g in usable], 1), settings.overhead, reference)
     log_x = np.log(x)
@@ -217,7 +227,9 @@ def _law(groups, panel: Panel, settings: Settings, definition: str, reference: f
         percentile_interval(exponents, settings.level, cells, fitted),
         percentile_interval(np.exp(log_coefficients), settings.level, cells, fitted),
         reason,
+        cells,
         np.stack([log_coefficients, exponents], 1),
+        settings.level,
     )
 
 

@@ -91,7 +91,7 @@ def _law(axes: Axes, analysis: Analysis) -> None:
     stars = np.array([g.critical for g in usable])
     grid = np.geomspace(x.min() / 1.35, x.max() * 1.35, 100)
     if law.law:
-        _band(axes, grid, law, analysis.settings.level)
+        draw.band(axes, grid, *law.band(grid))
         draw.curve(axes, grid, law.law(grid), label=f"ours: {_formula(law, symbol)}")
     if analysis.limit_law.law:
         limit = np.array([g.limit for g in usable])
@@ -143,16 +143,6 @@ def _published(axes: Axes, analysis: Analysis, grid: np.ndarray, symbol: str) ->
     else:
         text = f"published law extrapolated, {formula}{where},\nlies at {ratio:.2g} times ours: off the axes"
         axes.plot([], [], " ", label=text)
-
-
-def _band(axes: Axes, grid: np.ndarray, law, level: float) -> None:
-    """Pointwise percentiles of the resampled laws."""
-    samples = law.samples[np.isfinite(law.samples).all(1)]
-    if not law.exponent_interval.known:
-        return
-    lines = np.exp(samples[:, :1] + samples[:, 1:] * np.log(grid))
-    low, high = np.quantile(lines, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    draw.band(axes, grid, low, high)
 
 
 def _formula(law, symbol: str) -> str:
