@@ -73,7 +73,7 @@ def _overhead_curves(axes: Axes, analysis: Analysis) -> None:
     axes.set_ylabel("Updates to target loss")
     axes.set_title("Updates to target")
     _plain_ticks(axes.xaxis)
-    axes.legend(loc="upper right" if len(groups) < 7 else "best", labelspacing=0.3)
+    draw.legend_above(axes, columns=2)
 
 
 def _law(axes: Axes, analysis: Analysis) -> None:

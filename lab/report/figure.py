@@ -97,12 +97,12 @@ def band(axes: Axes, x, low, high, colour: str | tuple = OURS, label: str | None
     axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0, label=label, zorder=1)
 
 
-def legend_above(axes: Axes, line: float = 0.058) -> None:
-    """Legend in the upper left, the logarithmic y axis stretched so that no mark lies under it."""
-    count = sum(label.count("\n") + 1 for label in axes.get_legend_handles_labels()[1])
+def legend_above(axes: Axes, columns: int = 1, line: float = 0.058) -> None:
+    """Legend at the top, the logarithmic y axis stretched so that no mark lies under it."""
+    count = -(-sum(label.count("\n") + 1 for label in axes.get_legend_handles_labels()[1]) // columns)
     low, high = axes.get_ylim()
     axes.set_ylim(low, low * (high / low) ** (1.0 / (1.0 - min(line * count, 0.6))))
-    axes.legend(loc="upper left", labelspacing=0.35)
+    axes.legend(loc="upper left" if columns == 1 else "upper right", labelspacing=0.35, ncols=columns)
 
 
 def compact(value: float) -> str:
