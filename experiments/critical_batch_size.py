@@ -123,22 +123,28 @@ def sweep(
 TINY = {
     "model.sequence_length": 64,
     "evaluation.points": 32,
-    "evaluation.sequences": 256,
-    "execution.microbatch_tokens": 1024,
+    "evaluation.sequences": 192,
+    "execution.microbatch_tokens": 512,
 }
 
 
 def smoke(panel: str) -> Sweep:
     """Seconds: checks the path, decides nothing. On the synthetic corpus, so that nothing has to be prepared."""
-    small = {"model.sequence_length": 32, "evaluation.points": 8, "evaluation.sequences": 16}
-    cfg = base(**small, **{"data.corpus": "synthetic", "evaluation.first_tokens": 512, "execution.microbatch_tokens": 256})
-    models = sizes([(16, 1)] if panel == "fixed-model" else [(16, 1), (16, 2)], 8)
-    horizons = (4096, 8192) if panel == "fixed-model" else ()
-    tokens = {"chinchilla": None, "fixed-model": 8192, "fixed-data": 8192}[panel]
-    if panel == "chinchilla":
-        cfg = override(cfg, {"evaluation.first_tokens": 4096})
+    cfg = base(
+        **{
+            "model.sequence_length": 32,
+            "data.corpus": "synthetic",
+            "evaluation.points": 8,
+            "evaluation.first_tokens": 2048,
+            "evaluation.sequences": 16,
+            "execution.microbatch_tokens": 128,
+        }
+    )
+    models = sizes([(8, 1)] if panel == "fixed-model" else [(8, 1), (16, 1)], 8)
+    horizons = (8192, 16384) if panel == "fixed-model" else ()
+    tokens = {"chinchilla": None, "fixed-model": 16384, "fixed-data": 16384}[panel]
     return sweep(
-        cfg, models, (256, 512, 1024), 256, 1e-2, (1.0, 2.0), 1, tokens, 1.5, "seconds on a CPU; checks the path", horizons
+        cfg, models, (128, 256, 512), 128, 1e-2, (1.0, 2.0), 1, tokens, 1.5, "seconds on a CPU; checks the path", horizons
     )
 
 
@@ -150,7 +156,7 @@ def tiny(panel: str) -> Sweep:
     batches = powers(512, 16384)
     if panel == "fixed-model":
         return sweep(
-            cfg, sizes([(32, 2)], 16), batches, tokens=1e6, slack=1.5, note=note, horizons=(125e3, 250e3, 500e3, 1e6), **common
+            cfg, sizes([(32, 2)], 16), batches, tokens=1.2e6, slack=1.5, note=note, horizons=(150e3, 300e3, 600e3, 1.2e6), **common
         )
     models = sizes([(16, 2), (32, 2), (48, 2)], 16)
     return sweep(cfg, models, batches, tokens=None if panel == "chinchilla" else 5e5, slack=2.0, note=note, **common)
@@ -223,14 +229,8 @@ def cells(panel: str, results: Results) -> Any:
     from experiments.cbs_cells import cells_from_runs
 
     return cells_from_runs(
-        results.table, lambda run: averaged(results, run), groups(panel, results), results.settings["reference_tokens"]
+        results.table, results.evaluations, groups(panel, results), results.settings["reference_tokens"]
     )
-
-
-def averaged(results: Results, run: str) -> Any:
-    """Evaluations of a run's averaged weights."""
-    rows = results.evaluations(run)
-    return rows.assign(loss=rows["average_loss"]).dropna(subset=["loss"])
 
 
 def extend(panel: str, results: Results) -> list[Point]:

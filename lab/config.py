@@ -82,7 +82,7 @@ def default_config() -> ConfigDict:
                 "corpus": "pydocs",
                 "vocabulary": "byte",
                 "vocabulary_size": 1024,  # of a trained SentencePiece vocabulary
-                "validation_fraction": 0.1,
+                "validation_fraction": 0.05,
             },
             "evaluation": {
                 "points": 32,  # evaluations before the horizon, log-spaced in tokens; one more at the horizon

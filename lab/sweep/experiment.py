@@ -44,8 +44,8 @@ class Results:
     """What an analysis reads: the table, one row per run, and each run's evaluations.
 
     `table` has columns `run`, `status`, every config key by its dotted name, and what the record says (`steps`,
-    `tokens`, `epochs`, `loss`, `average_loss`, `parameters`, ...). `evaluations(run)` is a frame of `step`, `tokens`,
-    `loss`, `average_loss` and the cumulative noise sums.
+    `tokens`, `epochs`, `loss`, `parameters`, ...). `evaluations(run)` is a frame of `step`, `tokens`,
+    `loss` (of the averaged weights where the run keeps an average) and the cumulative noise sums.
     """
 
     table: Any

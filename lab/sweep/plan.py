@@ -66,14 +66,13 @@ def cost(runs: Sequence[Run], train_tokens: int | None = None) -> dict[str, Any]
     evaluated = {
         run.id: run.cfg.evaluation.points * run.cfg.evaluation.sequences * run.cfg.model.sequence_length for run in runs
     }
-    passes = {run.id: 1 if run.cfg.averaging.name == "none" else 2 for run in runs}
     longest = max((whole_tokens(run.cfg) for run in runs), default=0)
     return {
         "runs": len(runs),
         "packs": len(packs),
         "tokens": sum(whole_tokens(run.cfg) for run in runs),
         "flops": sum(per_token[run.id] * whole_tokens(run.cfg) for run in runs),
-        "evaluation_flops": sum(per_token[run.id] / 3 * evaluated[run.id] * passes[run.id] for run in runs),
+        "evaluation_flops": sum(per_token[run.id] / 3 * evaluated[run.id] for run in runs),
         "state_bytes": max((sum(state_bytes(run.cfg) for run in pack) for pack in packs), default=0),
         "epochs": longest / train_tokens if train_tokens else None,
     }

@@ -114,10 +114,10 @@ class Executor:
 
     @cached_property
     def evaluate(self) -> Any:
-        """(tokens [M, B, T+1], states, live, hyper) -> losses [slots, 2] in nats per token, NaN where not live."""
+        """(tokens [M, B, T+1], states, live, hyper) -> losses [slots] in nats per token, NaN where not live."""
 
         def one(tokens, state, live, hyper):
-            nothing = jnp.full((2,), jnp.nan, jnp.float32)
+            nothing = jnp.full((), jnp.nan, jnp.float32)
             return jax.lax.cond(live, lambda: self.step.evaluate(state, tokens, hyper), lambda: nothing)
 
         return jax.jit(self.over_runs(one, 1), out_shardings=self.sharding("run"))

@@ -178,7 +178,6 @@ class _Loop:
             "sequences": sequences,
             "epochs": sequences / held,
             "loss": number(last["loss"]),
-            "average_loss": number(last["average_loss"]),
             "parameters": counts.parameters(member.cfg.model),
             "flops_per_token": counts.flops_per_token(member.cfg.model),
         }

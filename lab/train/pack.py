@@ -24,7 +24,7 @@ from lab.train.sharding import make_mesh
 from lab.train.step import Step
 
 CHUNK_TICKS = 64  # the longest chunk: how many ticks of tokens and metrics one call of the program carries
-EVALUATIONS = ("step", "tokens", "loss", "average_loss", "noise_difference", "noise_product", "noise_probes")
+EVALUATIONS = ("step", "tokens", "loss", "noise_difference", "noise_product", "noise_probes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Pack:
         steps, noise = np.asarray(self.state.step), np.asarray(self.state.noise)
         return {
             run: np.concatenate(
-                [[steps[i], steps[i] * self.members[run].cfg.run.batch_tokens], losses[i], noise[i]]
+                [[steps[i], steps[i] * self.members[run].cfg.run.batch_tokens, losses[i]], noise[i]]
             ).astype(np.float64)
             for i, run in enumerate(self.slots)
             if run in runs

@@ -185,16 +185,12 @@ class Step:
         return jax.lax.fori_loop(0, count, body, (state, empty))
 
     def evaluate(self, state: RunState, tokens: jax.Array, hyper: dict) -> jax.Array:
-        """Mean validation loss in nats per token, [2]: of the weights and of their average.
+        """Mean validation loss in nats per token: of the weight average where the run keeps one, else of the weights.
 
         Args:
           tokens: int [M, B, T+1], M micro-batches.
         """
-
-        def total(weights):
-            scaled = jax.tree.map(jnp.multiply, weights, hyper["scales"]["forward"])
-            sums = jax.lax.map(lambda batch: self.model.nll(scaled, batch, hyper["scalars"]), tokens)
-            return (sums.sum() / (tokens.shape[0] * tokens.shape[1] * (tokens.shape[2] - 1))).astype(jnp.float32)
-
-        plain = total(state.weights)
-        return jnp.stack([plain, total(state.average) if self.averages else plain])
+        weights = state.average if self.averages else state.weights
+        scaled = jax.tree.map(jnp.multiply, weights, hyper["scales"]["forward"])
+        sums = jax.lax.map(lambda batch: self.model.nll(scaled, batch, hyper["scalars"]), tokens)
+        return (sums.sum() / (tokens.shape[0] * tokens.shape[1] * (tokens.shape[2] - 1))).astype(jnp.float32)
