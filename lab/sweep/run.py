@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from lab.config import differences, flatten, meaning, microbatch_tokens
 from lab.errors import ResultsError, UserError
-from lab.files import write_beside
+from lab.files import full_disk_in_one_line, write_beside
 from lab.models import counts
 from lab.sweep.plan import Run, make_packs, whole_tokens
 from lab.train.store import RunStore, read_json, write_json
@@ -32,52 +32,53 @@ class Display(Protocol):
 
 
 def missing(store: RunStore, runs: Sequence[Run], retry_failed: bool = False) -> list[Run]:
-    """Runs that have not ended; with `retry_failed`, failed ones are forgotten and are among them."""
-    lacking = []
-    for run in runs:
-        record = store.read_record(run.id)
-        if record is not None and record["status"] == "failed" and retry_failed:
-            store.clear_failed(run.id)
-            record = None
-        if record is None:
-            lacking.append(run)
-    return lacking
+    """Runs that have not ended; with `retry_failed`, failed ones are among them."""
+    records = [store.read_record(run.id) for run in runs]
+    return [
+        run
+        for run, record in zip(runs, records)
+        if record is None or (retry_failed and record["status"] == "failed")
+    ]
 
 
 def train_missing(
     store: RunStore, runs: Sequence[Run], corpus: Any, display: Display, retry_failed: bool = False
 ) -> None:
-    """Trains every run that has no record.
+    """Trains every run that has no record; with `retry_failed`, those again whose record says that they failed.
 
     Raises:
       HeldError: where another process trains one of them.
       UserError: for what the user can mend (full disk, mesh, damaged data); everything saved so far stays.
       Interrupted: after SIGINT or SIGTERM, with the pack's state saved.
     """
-    if not missing(store, runs, retry_failed):
-        return
-    with store.hold([run.id for run in runs]):
-        lacking = missing(store, runs)
+    lacking = missing(store, runs, retry_failed)
+    with store.hold([run.id for run in lacking]):
+        lacking = missing(store, lacking, retry_failed)  # another process may have ended some before we held them
+        for run in lacking:
+            store.clear_failed(run.id)
         packs = resumable(store, lacking, display)
-        seated = {run.id for pack in packs for run in pack}
-        packs += make_packs([run for run in lacking if run.id not in seated])
-        for index, pack in enumerate(packs):
-            train_pack(store, pack, corpus, display, (index, len(packs)))
+        seated = {run.id for pack, _ in packs for run in pack}
+        fresh = make_packs([run for run in lacking if run.id not in seated])
+        packs += [(pack, new_directory(store, pack)) for pack in fresh]
+        for index, (pack, directory) in enumerate(packs):
+            train_pack(store, pack, directory, corpus, display, (index, len(packs)))
 
 
-def resumable(store: RunStore, lacking: Sequence[Run], display: Display) -> list[list[Run]]:
-    """Interrupted packs all of whose unfinished members are among the runs that are lacking."""
+def resumable(store: RunStore, lacking: Sequence[Run], display: Display) -> list[tuple[list[Run], Path]]:
+    """Interrupted packs all of whose unfinished members are among the runs that are lacking, and where they lie."""
     wanted = {run.id: run for run in lacking}
-    packs: list[list[Run]] = []
+    packs: list[tuple[list[Run], Path]] = []
     for path in sorted((Path(store.root) / "packs").glob("*/members.json")):
+        if not (path.parent / "checkpoints").exists():
+            continue
         try:
             members = read_json(path)
         except ResultsError as error:
             display.warn(f"{error}; its runs start again")
             continue
         unfinished = [run for run in members["runs"] if run in wanted]
-        seated = {run.id for pack in packs for run in pack}
-        if not unfinished or not (path.parent / "checkpoints").exists() or seated & set(unfinished):
+        seated = {run.id for pack, _ in packs for run in pack}
+        if not unfinished or seated & set(unfinished):
             continue
         if any(run not in wanted and store.read_record(run) is None for run in members["runs"]):
             continue
@@ -88,12 +89,26 @@ def resumable(store: RunStore, lacking: Sequence[Run], display: Display) -> list
                 f"this sweep asks for {micro}: the runs start again"
             )
             continue
-        packs.append([wanted[run] for run in unfinished])
+        packs.append(([wanted[run] for run in unfinished], path.parent))
     return packs
 
 
+def new_directory(store: RunStore, runs: Sequence[Run]) -> Path:
+    """Where a pack that starts from nothing lives; checkpoints that are not to be taken up are removed there."""
+    directory = store.pack_directory(sorted(run.id for run in runs))
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    members = {"runs": [run.id for run in runs], "microbatch_tokens": microbatch_tokens(runs[0].cfg)}
+    write_json(directory / "members.json", members)
+    return directory
+
+
 def train_pack(
-    store: RunStore, runs: Sequence[Run], corpus: Any, display: Display, place: tuple[int, int] = (0, 1)
+    store: RunStore,
+    runs: Sequence[Run],
+    directory: Path,
+    corpus: Any,
+    display: Display,
+    place: tuple[int, int] = (0, 1),
 ) -> None:
     """Trains one pack to its end, from its newest checkpoint where it has one."""
     from lab.train import provenance
@@ -107,8 +122,6 @@ def train_pack(
     corpus.require("validation", length, 1)
     for run in runs:
         store.write_config(run.id, {"config": run.cfg.to_dict(), "meaning": meaning(run.cfg), "corpus": corpus.digest})
-    directory = pack_directory(store, runs)
-    write_json(directory / "members.json", {"runs": [run.id for run in runs], "microbatch_tokens": microbatch_tokens(cfg)})
     meta = {"code": provenance.code(), "hardware": provenance.hardware(), "execution": flatten(cfg.execution)}
     began = time.monotonic()
     try:
@@ -116,35 +129,39 @@ def train_pack(
         options = cfg.execution
         with Checkpointer(directory / "checkpoints", options.checkpoint_keep, display.warn) as checkpointer:
             saved = pack.resume(checkpointer)
+            changes = differences(flatten({k: saved[k] for k in meta}), flatten(meta)) if saved else []
             if saved is None:
                 pack.start()
             else:
-                changed = differences(flatten({k: saved[k] for k in meta}), flatten(meta))
                 display.say(f"resumed {len(pack.live)} runs at tick {pack.tick}")
-                for line in changed:
-                    display.warn(f"resumed under a change: {line}")
-            log(directory, {"event": "start" if saved is None else "resume", "tick": pack.tick, **meta})
-            display.pack(*place, runs, pack.tick)
+            for line in changes:
+                display.warn(f"resumed under a change: {line}")
             first = pack.tick
-            train(pack, store, checkpointer, meta, display.progress)
-            log(directory, {"event": "end", "tick": pack.tick, "flops": flops(runs, first), "seconds": time.monotonic() - began})
+            log(directory, {"event": "resume" if saved else "start", "tick": first, "changes": changes, **meta})
+            display.pack(*place, runs, first)
+            try:
+                train(pack, store, checkpointer, meta, display.progress)
+            finally:
+                event = "stop" if pack.live else "end"
+                spent = {"flops": flops(runs, first, pack.tick), "seconds": time.monotonic() - began}
+                log(directory, {"event": event, "tick": pack.tick, **spent})
     except (UserError, Interrupted, KeyboardInterrupt):
         raise
     except Exception as error:  # one broken pack must not end the sweep; the record says what broke, and `--retry` tries again
         text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         display.warn(f"a pack of {len(runs)} runs failed: {text}")
-        for run in runs:
-            if store.read_record(run.id) is None:
-                store.write_record(run.id, {"status": "failed", "error": text})
-        return
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+        for run in missing(store, runs):
+            store.write_record(run.id, {"status": "failed", "error": text})
+    finally:
+        if not missing(store, runs, retry_failed=True):
+            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
-def flops(runs: Sequence[Run], tick: int) -> float:
-    """FLOPs of training these runs from a tick to their ends (a run that diverged is counted whole)."""
-    done = [tick * microbatch_tokens(run.cfg) for run in runs]
+def flops(runs: Sequence[Run], first: int, last: int) -> float:
+    """FLOPs of training these runs from one tick to another (a run that diverged is counted whole)."""
     per_token = counts.flops_per_token(runs[0].cfg.model)["with_attention"]
-    return sum(max(0, whole_tokens(run.cfg) - tokens) * per_token for run, tokens in zip(runs, done))
+    micro = microbatch_tokens(runs[0].cfg)
+    return sum(min(whole_tokens(run.cfg), last * micro) - min(whole_tokens(run.cfg), first * micro) for run in runs) * per_token
 
 
 def export(store: RunStore, name: str, out: Path) -> dict[str, Any]:
@@ -171,23 +188,11 @@ def export(store: RunStore, name: str, out: Path) -> dict[str, Any]:
     raise ResultsError(f"run {run} has no weights yet: it has not reached a checkpoint")
 
 
-def pack_directory(store: RunStore, runs: Sequence[Run]) -> Path:
-    """Where this pack lives; an interrupted one is found again by its members."""
-    wanted = {run.id for run in runs}
-    for path in (Path(store.root) / "packs").glob("*/members.json"):
-        try:
-            if wanted <= set(read_json(path)["runs"]) and (path.parent / "checkpoints").exists():
-                return path.parent
-        except ResultsError:
-            continue
-    return store.pack_directory(sorted(wanted))
-
-
 def log(directory: Path, event: dict[str, Any]) -> None:
     """Appends to the pack's history: on what it started, went on and ended."""
     directory.mkdir(parents=True, exist_ok=True)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    with open(directory / "history.jsonl", "a", encoding="utf-8") as file:
+    with full_disk_in_one_line(directory), open(directory / "history.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"time": now, **event}) + "\n")
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lab.train.sharding import BATCH, state_shardings
+from lab.train.sharding import BATCH, batch_devices, state_shardings
 from lab.train.step import METRICS, RunState, Step
 
 
@@ -64,12 +64,16 @@ class Executor:
 
         return sharded
 
+    @property
+    def shapes(self) -> RunState:
+        """Shapes of a pack's state, on no devices yet."""
+        return jax.eval_shape(jax.vmap(self.step.init), self.abstract_hyper)
+
     @cached_property
     def abstract_state(self) -> RunState:
         """Shapes and shardings of a pack's state."""
-        state = jax.eval_shape(self.over_runs(self.step.init, 0), self.abstract_hyper)
-        places = state_shardings(state, self.step.model.records(), self.mesh)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places)
+        places = state_shardings(self.shapes, self.step.model.records(), self.mesh)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.shapes, places)
 
     @property
     def abstract_hyper(self) -> dict:
@@ -123,9 +127,9 @@ class Executor:
         return jax.jit(self.over_runs(one, 1), out_shardings=self.sharding("run"))
 
     def put_tokens(self, tokens: np.ndarray) -> jax.Array:
-        """Token ids [..., B, T+1] with the sequences split over the batch axes."""
-        spec = (None,) * (tokens.ndim - 2) + (BATCH, None)
-        return jax.device_put(tokens, self.sharding(*spec))
+        """Token ids [..., B, T+1] with the sequences split over the batch axes where they divide."""
+        split = BATCH if tokens.shape[-2] % batch_devices(self.mesh) == 0 else None
+        return jax.device_put(tokens, self.sharding(*(None,) * (tokens.ndim - 2), split, None))
 
     def put_runs(self, tree: Any) -> Any:
         """Arrays with a leading run axis, split over it."""

@@ -21,6 +21,7 @@ from lab.train.step import METRICS
 from lab.train.store import RunStore
 
 CHUNK_SECONDS = 1.0  # what a chunk should take, so that Ctrl-C, checkpoints and the display stay prompt
+FIRST_TICKS = 8  # of a chunk, before its time is known
 TRAIN = ("tokens", "learning_rate", *METRICS)
 
 
@@ -80,44 +81,51 @@ class _Loop:
         self.options = pack.cfg.execution
         self.curves = {member.run: store.curves(member.run, layout(member)) for member in pack.live}
         self.steps = dict(zip(pack.slots, np.asarray(pack.state.step).tolist()))
-        self.broken = {run for run, tick in zip(pack.slots, np.asarray(pack.state.diverged)) if run and tick}
-        self.pending: tuple[int, int, jax.Array] | None = None
-        self.seconds_per_tick: float | None = None
+        diverged = dict(zip(pack.slots, np.asarray(pack.state.diverged).tolist()))
+        self.broken = {m.run for m in pack.live if 0 < diverged[m.run] <= self.steps[m.run] * m.accumulation}
+        self.pending: tuple[int, int, jax.Array, float] | None = None
+        self.ready_at = 0.0
+        self.seconds_per_tick = CHUNK_SECONDS / FIRST_TICKS
         self.saved_at, self.saved_tick = time.monotonic(), pack.tick
+        for member in pack.live:  # rows that a process wrote after its last checkpoint, perhaps on other hardware
+            self.curves[member.run].forget("train", self.steps[member.run])
+            self.curves[member.run].forget("evaluations", sum(tick <= pack.tick for tick in member.evaluation_ticks))
 
     def run(self, stopping: Callable[[], bool]) -> None:
+        """A checkpoint at a tick is saved after the evaluation of that tick, so that a resume goes on behind it."""
         while self.pack.live:
             boundary = min(t for m in self.pack.live for t in m.evaluation_ticks if t > self.pack.tick)
-            while self.pack.tick < boundary:
-                self.chunk(boundary)
-                if stopping():
-                    self.drain()
-                    self.save()
-                    self.checkpointer.wait()
-                    raise Interrupted
-                self.save_if_due()
-            self.drain()
-            self.evaluate(boundary)
+            self.chunk(boundary)
+            if self.pack.tick == boundary:
+                self.drain()
+                self.evaluate(boundary)
+            if stopping():
+                self.save()
+                self.checkpointer.wait()
+                raise Interrupted
+            self.save_if_due()
         self.checkpointer.wait()
 
     def chunk(self, boundary: int) -> None:
-        """Dispatches ticks for about a second; the metrics of the chunk before are read while it computes."""
-        wanted = CHUNK_TICKS if self.seconds_per_tick is None else int(CHUNK_SECONDS / self.seconds_per_tick)
-        count = max(1, min(CHUNK_TICKS, boundary - self.pack.tick, wanted if self.seconds_per_tick else 8))
-        start, began = self.pack.tick, time.monotonic()
+        """Dispatches ticks for about a second. Meanwhile the device computes the chunk before, whose rows come next."""
+        every = self.options.checkpoint_ticks
+        due = every - self.pack.tick % every if every else CHUNK_TICKS
+        wanted = max(1, int(CHUNK_SECONDS / self.seconds_per_tick))
+        start, count = self.pack.tick, min(CHUNK_TICKS, boundary - self.pack.tick, due, wanted)
         metrics = self.pack.advance(count)
+        dispatched_at = time.monotonic()
         self.drain()
-        self.pending = (start, count, metrics)
-        jax.block_until_ready(metrics)
-        self.seconds_per_tick = (time.monotonic() - began) / count
+        self.pending = (start, count, metrics, dispatched_at)
 
     def drain(self) -> None:
         """Writes the rows of the last chunk. A row's place is its step, so writing it twice changes nothing."""
         if self.pending is None:
             return
-        start, count, metrics = self.pending
+        start, count, metrics, dispatched_at = self.pending
         self.pending = None
         values, finishing, losses = np.asarray(metrics), [], []
+        began, self.ready_at = max(dispatched_at, self.ready_at), time.monotonic()
+        self.seconds_per_tick = max(1e-9, self.ready_at - began) / count
         live = self.pack.live
         for slot, run in enumerate(self.pack.slots):
             if run not in {member.run for member in live} or run in self.broken:
@@ -137,12 +145,12 @@ class _Loop:
             lines = np.column_stack([tokens, rows["learning_rate"][made], lines])
             finishing.append(self.curves[run].start_write("train", first, lines))
             self.steps[run] = first + len(made)
-            losses.append(lines[-1, 2])
+            losses += [lines[-1, 2]] if np.isfinite(lines[-1, 2]) else []
         for finish in finishing:
             finish()
         per_tick = self.pack.members[live[0].run].microbatch * self.pack.sequence_length if live else 0
         last = max((member.timeline.ticks for member in live), default=start + count)
-        loss = float(np.nanmean(losses)) if losses else float("nan")
+        loss = float(np.mean(losses)) if losses else float("nan")
         self.report(Progress(start + count, last, len(live), count * per_tick * len(live), loss))
 
     def evaluate(self, tick: int) -> None:
@@ -187,7 +195,7 @@ class _Loop:
         every, seconds = self.options.checkpoint_ticks, self.options.checkpoint_seconds
         by_tick = every and self.pack.tick // every > self.saved_tick // every
         by_time = seconds and time.monotonic() - self.saved_at >= seconds and not self.checkpointer.busy
-        if by_tick or by_time:
+        if self.pack.live and (by_tick or by_time):
             self.save()
 
     def save(self) -> None:

@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 
 from lab import models, parametrization
 from lab.config import microbatch_tokens
+from lab.errors import ConfigError
 from lab.optim import optimizers
 from lab.optim.timeline import Timeline, evaluation_steps, timeline
 from lab.train.checkpoint import Checkpointer
 from lab.train.executor import Executor
-from lab.train.sharding import make_mesh
+from lab.train.sharding import batch_devices, make_mesh
 from lab.train.step import Step
 
 CHUNK_TICKS = 64  # the longest chunk: how many ticks of tokens and metrics one call of the program carries
@@ -41,6 +42,11 @@ class Member:
         accumulation = cfg.run.batch_tokens // microbatch_tokens(cfg)
         due = {int(step) * accumulation: i for i, step in enumerate(evaluation_steps(cfg))}
         return cls(run, cfg, timeline(cfg), due)
+
+    @property
+    def accumulation(self) -> int:
+        """Ticks of one update."""
+        return self.cfg.run.batch_tokens // microbatch_tokens(self.cfg)
 
     @property
     def microbatch(self) -> int:
@@ -87,6 +93,11 @@ class Pack:
         dtype = "float64" if cfg.model.compute_dtype == "float64" else "float32"
         self.step = Step(models.build(cfg.model), cfg.optimizer.name, cfg.averaging.name != "none", dtype)
         mesh = make_mesh(cfg.execution.mesh, len(members))
+        if members[0].microbatch % batch_devices(mesh):
+            raise ConfigError(
+                f"execution.mesh: data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} devices do not share a micro-batch of "
+                f"{members[0].microbatch} sequences evenly; change the mesh or execution.microbatch_tokens"
+            )
         mode = cfg.execution.run_axis
         if mode == "auto":
             mode = "map" if jax.default_backend() == "cpu" or len(members) == 1 else "vmap"
@@ -126,18 +137,22 @@ class Pack:
         self.state = self.executor.init(self.hyper)
 
     def resume(self, checkpointer: Checkpointer) -> dict | None:
-        """Takes up the newest whole checkpoint; returns its record, or None where there is none."""
+        """Takes up the newest whole checkpoint, whatever mesh wrote it; returns its record, or None where there is none."""
 
         def target(meta: dict) -> Any:
-            self.slots = [run if run in self.members else None for run in meta["slots"]]  # the others have their records
-            self.left = set(meta["left"])
-            self.bind()
-            return self.executor.abstract_state
+            saved = Executor(self.step, self.mesh, self.mode, len(meta["slots"]))
+            return saved.shapes if len(meta["slots"]) % self.mesh.shape["run"] else saved.abstract_state
 
         restored = checkpointer.restore(target)
         if restored is None:
             return None
         self.tick, self.state, meta = restored
+        self.slots = [run if run in self.members else None for run in meta["slots"]]  # the others have their records
+        self.left = set(meta["left"])
+        if len(self.slots) % self.mesh.shape["run"]:
+            self.compact()
+        else:
+            self.bind()
         return meta
 
     def tokens(self, tick: int, count: int) -> np.ndarray:
@@ -150,13 +165,12 @@ class Pack:
         return out
 
     def validation_tokens(self) -> np.ndarray:
-        """The validation sequences that every evaluation reads, [M, B, T+1]."""
-        cfg = self.cfg
-        held = self.corpus.sequences("validation", self.sequence_length)
-        batch = max(8, microbatch_tokens(cfg) // self.sequence_length)
-        sequences = min(cfg.evaluation.sequences, held)
-        batch = min(batch, sequences)
-        rows = self.corpus.batch("validation", 0, self.sequence_length, 0, sequences - sequences % batch)
+        """The validation sequences that every evaluation reads, [M, B, T+1]; which ones, no execution setting decides."""
+        sequences = min(self.cfg.evaluation.sequences, self.corpus.sequences("validation", self.sequence_length))
+        sequences -= sequences % min(8, sequences)
+        most = min(sequences, max(8, microbatch_tokens(self.cfg) // self.sequence_length))
+        batch = next(size for size in range(most, 0, -1) if sequences % size == 0)
+        rows = self.corpus.batch("validation", 0, self.sequence_length, 0, sequences)
         return rows.reshape(-1, batch, self.sequence_length + 1)
 
     def advance(self, count: int) -> jax.Array:
@@ -195,11 +209,14 @@ class Pack:
     def drop(self, runs: set[str]) -> None:
         """Takes runs out. Under `map` an empty slot costs nothing; under `vmap` the pack shrinks once half is empty."""
         self.left |= runs
-        stay = [i for i, run in enumerate(self.slots) if run and run not in self.left]
-        if self.mode == "map" or not stay or 2 * len(stay) > len(self.slots):
-            return
         width = self.mesh.shape["run"]
-        keep = stay + [stay[0]] * (-len(stay) % width)
+        if self.mode == "vmap" and 0 < 2 * -(-len(self.live) // width) * width <= len(self.slots):
+            self.compact()
+
+    def compact(self) -> None:
+        """Moves the live runs together, on as few slots as the devices of the run axis share evenly."""
+        stay = [i for i, run in enumerate(self.slots) if run and run not in self.left]
+        keep = stay + [stay[0]] * (-len(stay) % self.mesh.shape["run"])
         self.slots = [self.slots[i] for i in stay] + [None] * (len(keep) - len(stay))
         shrunk = jax.tree.map(lambda x: x[np.array(keep)], self.state)
         self.bind()

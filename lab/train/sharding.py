@@ -7,6 +7,7 @@ lie where the weight lies whose path they end in.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -38,6 +39,11 @@ def make_mesh(mesh: ConfigDict, runs: int, devices: list | None = None) -> Mesh:
         )
     grid = np.array(devices[: run * inner]).reshape(run, mesh.data, mesh.fsdp, mesh.tensor)
     return Mesh(grid, AXES)
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """Over how many devices the sequences of a micro-batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def state_shardings(state: Any, records: Any, mesh: Mesh) -> Any:

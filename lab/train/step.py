@@ -143,7 +143,7 @@ class Step:
             loss_sum=jnp.zeros_like(state.loss_sum),
             tokens=jnp.zeros_like(state.tokens),
             step=state.step + 1,
-            diverged=jnp.where((state.diverged == 0) & ~jnp.isfinite(moved), state.tick, state.diverged),
+            diverged=jnp.where((state.diverged == 0) & ~jnp.isfinite(metrics).all(), state.tick, state.diverged),
         )
         return state, metrics
 
