@@ -1,60 +1,95 @@
 """The command line: one thin function per verb.
 
 Results go to standard output (with `--json`, one document and nothing else), progress and warnings to standard error.
-Exit codes: 0 done, 1 some runs failed, 2 something that the user can mend, 130 stopped and resumable.
+Exit codes: 0 done, 1 some runs failed, 2 something that the user can mend, 130 stopped and resumable, 141 the reader of
+the output went away.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import errno
 import json
 import os
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lab.errors import ConfigError, ResultsError, UserError
 from lab.report.display import Display
-from lab.report.text import duration, quantity
 
 COMMITTED = Path(__file__).resolve().parents[1] / "experiments" / "results"
+EXAMPLES = """examples:
+  lab list
+  lab plan critical-batch-size/fixed-model
+  lab reproduce critical-batch-size/fixed-model
+  lab reproduce critical-batch-size/fixed-model --scale smoke --model.width=16
+  lab show critical-batch-size/fixed-model
+"""
+OVERRIDES = "Any config key can be overridden: --section.key=value, as `lab plan ID --config` lists them."
+THE_USERS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        options, overrides = parse(sys.argv[1:] if argv is None else list(argv))
-        return options.verb(options, overrides)
+        options, overrides = parse(argv)
+        code = options.verb(options, overrides)
+        sys.stdout.flush()
+        return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return mistake(str(error))
     except KeyboardInterrupt:
-        print("stopped; everything saved so far stays: run the same command again to go on", file=sys.stderr)
+        print(f"stopped; what is saved stays, and this goes on from there: {shlex.join(['lab', *argv])}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains
+        return 141
+    except OSError as error:
+        if error.errno not in THE_USERS:
+            raise
+        return mistake(f"{error.filename or 'output'}: {error.strerror}; expected a place to write, as --root gives one")
+
+
+def mistake(message: str) -> int:
+    """One line on standard error; returns the exit code."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see `lab --help`")
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib import metadata
+
+        print(f"windtunnel {metadata.version('windtunnel')}")
+        parser.exit()
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Options of the verb, and dotted config overrides."""
-    parser = _Parser(prog="lab", description="From an experiment ID to a verdict.", allow_abbrev=False)
-    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
+    looks = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = _Parser(prog="lab", description="From an experiment ID to a verdict.", epilog=EXAMPLES, **looks)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    verbs = parser.add_subparsers(metavar="VERB", dest="name", required=True, parser_class=_Parser)
 
     def verb(name: str, function: Any, text: str, experiment: bool = True) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub = verbs.add_parser(name, help=text, description=text, epilog=OVERRIDES if experiment else None, **looks)
         sub.set_defaults(verb=function)
         sub.add_argument("--json", action="store_true", help="one JSON document on standard output")
         if experiment:
-            sub.add_argument("id", help="an experiment ID, or FILE.py:ID (FILE.py where it has one)")
-            sub.add_argument("--scale", default=None, help="smoke, tiny (default), small or paper")
+            sub.add_argument("id", metavar="ID", help="an experiment of `lab list`, or FILE.py, or FILE.py:ID")
+            sub.add_argument("--scale", help="smoke, tiny (the default), small or paper")
+        if name != "list":
             sub.add_argument("--root", default=default_root(), help="all state of sweeps (default: %(default)s)")
-            sub.epilog = "Config overrides: --section.key=value, as `lab plan ID --config` lists them."
         return sub
 
     verb("list", list_experiments, "experiments, their papers and scales", experiment=False)
@@ -69,11 +104,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         sub.add_argument("--quiet", action="store_true", help="no progress on standard error")
         if name == "reproduce":
             sub.add_argument("--published", metavar="FILE", help="analyse the authors' own table instead of training")
-    verb("show", show, "verdicts, tables and figure of what was reproduced or committed")
+    verb("show", show, "verdicts, tables and figure of what was reproduced, or else of what is committed")
     export = verb("export", export_run, "take the weights of one run out as an npz", experiment=False)
-    export.add_argument("run", help="a run's identity, or its beginning")
-    export.add_argument("out", help="the npz file to write")
-    export.add_argument("--root", default=default_root())
+    export.add_argument("run", metavar="RUN", help="a run's identity, or its beginning")
+    export.add_argument("out", metavar="OUT", help="the npz file to write")
     options, rest = parser.parse_known_args(argv)
     return options, parse_overrides(rest)
 
@@ -82,7 +116,7 @@ def parse_overrides(words: list[str]) -> dict[str, str]:
     """`--a.b=v` and `--a.b v` -> {"a.b": "v"}.
 
     Raises:
-      ConfigError: for anything else.
+      ConfigError: for anything else, with the config key that may be meant.
     """
     overrides: dict[str, str] = {}
     words = list(words)
@@ -90,13 +124,21 @@ def parse_overrides(words: list[str]) -> dict[str, str]:
         word = words.pop(0)
         key, given, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or "." not in key:
-            raise ConfigError(f"found {word!r}, expected an option of this verb or --section.key=value")
+            raise ConfigError(f"found {word!r}, expected an option of this verb or --section.key=value{meant(key)}")
         if not given:
-            if not words:
+            if not words or words[0].startswith("--"):
                 raise ConfigError(f"{word}: found no value, expected {word}=value")
             value = words.pop(0)
         overrides[key] = value
     return overrides
+
+
+def meant(word: str) -> str:
+    """`; did you mean --model.width=value?` for `width`."""
+    from lab.config import default_config, flatten
+
+    keys = [key for key in flatten(default_config()) if key.rpartition(".")[2] == word]
+    return f"; did you mean --{keys[0]}=value?" if keys else ""
 
 
 def default_root() -> str:
@@ -124,15 +166,32 @@ def find(name: str) -> Any:
     return known[wanted]
 
 
-def study_of(options: argparse.Namespace, overrides: Mapping[str, str]) -> Any:
-    from lab.sweep.reproduce import open_study
+def store_of(options: argparse.Namespace) -> Any:
+    """The run store under `--root`."""
     from lab.train.store import RunStore
 
-    return open_study(find(options.id), options.scale or "tiny", overrides, RunStore(Path(options.root).expanduser().absolute()))
+    return RunStore(Path(options.root).expanduser().absolute())
 
 
-def show_json(document: Any) -> None:
-    print(json.dumps(document, indent=1, allow_nan=False))
+def study_of(options: argparse.Namespace, overrides: Mapping[str, str]) -> Any:
+    """The experiment at its scale with the overrides, on the root."""
+    from lab.sweep.reproduce import open_study
+
+    return open_study(find(options.id), options.scale or "tiny", overrides, store_of(options))
+
+
+def show_document(options: argparse.Namespace, document: Any, lines: Iterable[str]) -> None:
+    """The document itself with `--json`, or else its lines for people."""
+    if options.json:
+        print(json.dumps(document, indent=1, allow_nan=False))
+        return
+    for line in lines:
+        print(line)
+
+
+def no_overrides(overrides: Mapping[str, str]) -> None:
+    if overrides:
+        raise ConfigError(f"--{next(iter(overrides))}: this verb takes no config overrides")
 
 
 def list_experiments(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
@@ -141,75 +200,47 @@ def list_experiments(options: argparse.Namespace, overrides: Mapping[str, str]) 
 
     no_overrides(overrides)
     known = list(find_experiments().values())
-    if options.json:
-        show_json([{"id": e.id, "paper": e.paper, "scales": list(e.scales), "summary": e.summary} for e in known])
-    for e in [] if options.json else known:
-        print(f"{e.id:34} {', '.join(e.scales)}\n    {e.summary}\n    {e.paper}")
+    document = [{"id": e.id, "paper": e.paper, "scales": list(e.scales), "summary": e.summary} for e in known]
+    show_document(options, document, (f"{e.id:34} {', '.join(e.scales)}\n    {e.summary}\n    {e.paper}" for e in known))
     return 0
-
-
-def no_overrides(overrides: Mapping[str, str]) -> None:
-    if overrides:
-        raise ConfigError(f"--{next(iter(overrides))}: this verb takes no config overrides")
 
 
 def plan_sweep(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """`lab plan ID`."""
     from lab.config import flatten
+    from lab.report.present import plan_lines
     from lab.sweep.forecast import forecast
 
     study = study_of(options, overrides)
     if options.config:
         flat = flatten(study.sweep.base)
-        show_json(flat) if options.json else print("\n".join(f"--{k}={v}" for k, v in flat.items()))
+        show_document(options, flat, (f"--{key}={value}" for key, value in flat.items()))
         return 0
     document = forecast(study, Display())
-    if options.json:
-        show_json(document)
-        return 0
-    print(f"{document['id']} at {document['scale']}: {study.sweep.note}")
-    print(f"{document['runs']} runs ({document['finished']} finished) in {document['packs']} packs")
-    for pack in document["pack_list"]:
-        rates = f"{pack['learning_rates'][0]:g} to {pack['learning_rates'][-1]:g}"
-        batches = ", ".join(map(str, pack["batch_tokens"]))
-        print(
-            f"  {pack['runs']:4} runs  width {pack['width']}, depth {pack['depth']}, "
-            f"N {quantity(pack['parameters']['non_embedding'])} non-embedding; micro-batch {pack['microbatch_tokens']}, "
-            f"batches {batches} tokens; learning rates {rates}; {quantity(pack['tokens'])} tokens"
-        )
-    print(
-        f"tokens {quantity(document['tokens'])}; {quantity(document['flops'])} FLOPs training (forward and backward, "
-        f"attention counted) and {quantity(document['evaluation_flops'])} evaluating"
-    )
-    print(f"largest pack: {quantity(document['state_bytes'])}B of state at rest (static: activations come on top)")
-    if document["epochs"]:
-        print(f"the longest run passes over the corpus {document['epochs']:.2f} times")
-    print(f"time: {duration(document['seconds'])} ({document['seconds_from']})")
-    for line in document["notes"]:
-        print(f"note: {line}")
+    show_document(options, document, plan_lines(document))
     return 0
 
 
-def trained(options: argparse.Namespace, overrides: Mapping[str, str], display: Display) -> tuple[Any, Any, list[Any]]:
+def trained(options: argparse.Namespace, overrides: Mapping[str, str]) -> tuple[Any, Any, list[Any]]:
     """The study, its corpus and its runs, trained."""
     from lab.sweep.plan import whole_tokens
     from lab.sweep.reproduce import open_corpus, train_study
     from lab.sweep.run import missing
     from lab.train import backend
 
+    display = Display(quiet=options.quiet)
     study = study_of(options, overrides)
     corpus = open_corpus(study.sweep.base.data, study.store, display)
     runs = study.runs(corpus)
-    lacking = missing(study.store, runs)
-    display.add(sum(whole_tokens(run.cfg) for run in lacking))
+    display.add(sum(whole_tokens(run.cfg) for run in missing(study.store, runs)))
     float64 = any(run.cfg.model.compute_dtype == "float64" for run in runs)
     backend.configure(len(runs), study.store.cache / "xla", float64)
+    from lab.train.loop import Interrupted  # brings jax, which must find the backend configured
+
     try:
         return study, corpus, train_study(study, corpus, display, options.retry)
-    except Exception as error:
-        if type(error).__name__ == "Interrupted":
-            raise KeyboardInterrupt from None
-        raise
+    except Interrupted:
+        raise KeyboardInterrupt from None
     finally:
         display.close()
 
@@ -218,18 +249,17 @@ def run_sweep(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """`lab run ID`."""
     from lab.sweep.run import table
 
-    study, _, runs = trained(options, overrides, Display(quiet=options.quiet))
+    study, _, runs = trained(options, overrides)
     counts = table(study.store, runs)["status"].value_counts().to_dict()
     path = str(study.directory / "table.parquet")
     document = {"id": study.experiment.id, "scale": study.scale, "runs": len(runs), "status": counts, "table": path}
-    if options.json:
-        show_json(document)
-    else:
-        print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items()) + f"\ntable: {path}")
+    ended = ", ".join(f"{n} {status}" for status, n in counts.items())
+    show_document(options, document, [f"{len(runs)} runs: {ended}", f"table: {path}"])
     return failures(counts)
 
 
 def failures(counts: Mapping[str, int]) -> int:
+    """The exit code of a sweep that came to its end."""
     if counts.get("failed"):
         print(f"{counts['failed']} runs failed; `--retry` trains them again", file=sys.stderr)
         return 1
@@ -241,14 +271,8 @@ def reproduce(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from lab.sweep.reproduce import report, results
 
     if options.published:
-        study = study_of(argparse.Namespace(**{**vars(options), "scale": options.scale or "paper"}), overrides)
-        if study.experiment.published is None:
-            raise ResultsError(f"{study.experiment.id} has no published table to analyse")
-        analysis = study.experiment.published(Path(options.published))
-        study = published_study(study)
-        return present(report(study, analysis, [], None, {"published": Path(options.published).name}), study.directory, options)
-    display = Display(quiet=options.quiet)
-    study, corpus, runs = trained(options, overrides, display)
+        return published(options, overrides)
+    study, corpus, runs = trained(options, overrides)
     from lab.train.provenance import code, hardware
 
     analysis = study.experiment.analyse(results(study, runs))
@@ -258,70 +282,51 @@ def reproduce(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     return failures(document["status"])
 
 
-def published_study(study: Any) -> Any:
-    """The same study, with a report of its own for the authors' data."""
-    import dataclasses
+def published(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
+    """`lab reproduce ID --published FILE`: the same analysis of the authors' own table, with a report of its own."""
+    from lab.sweep.reproduce import open_study, report
 
-    return dataclasses.replace(study, scale="published", overrides={})
+    no_overrides(overrides)
+    experiment = find(options.id)
+    if experiment.published is None:
+        raise ResultsError(f"{experiment.id} has no published table to analyse: leave --published out")
+    analysis = experiment.published(Path(options.published))
+    study = dataclasses.replace(open_study(experiment, "paper", {}, store_of(options)), scale="published")
+    document = report(study, analysis, [], None, {"published": Path(options.published).name})
+    return present(document, study.directory, options)
 
 
 def show(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """`lab show ID`: what was reproduced under the root, or else what is committed."""
     from lab.sweep.reproduce import read_report
-    from lab.train.store import RunStore
 
-    experiment = find(options.id)
-    scale = options.scale or "tiny"
-    directories = [COMMITTED / experiment.id / scale]
-    if overrides:
-        directories = [study_of(options, overrides).directory]
-    elif scale in (*experiment.scales, "published"):
-        directories.insert(0, RunStore(Path(options.root).expanduser().absolute()).sweep_directory(experiment.id, scale))
+    experiment, scale = find(options.id), options.scale or "tiny"
+    if scale == "published":
+        no_overrides(overrides)
+        directories = [store_of(options).sweep_directory(experiment.id, scale)]
     else:
-        study_of(options, overrides)
+        directories = [study_of(options, overrides).directory]
+    if not overrides:
+        directories.append(COMMITTED / experiment.id / scale)
     document, directory = read_report(directories)
     return present(document, directory, options)
 
 
-def present(document: dict[str, Any], directory: Path, options: argparse.Namespace) -> int:
-    """Prints a report: verdicts, tables, notes, and where the figure and the table lie."""
-    document = {**document, "figure": str(directory / document["figure"])}
-    document["table"] = str(directory / document["table"]) if document["table"] else None
-    if options.json:
-        show_json(document)
-        return 0
-    import pandas
+def present(document: Mapping[str, Any], directory: Path, options: argparse.Namespace) -> int:
+    """Shows a report that lies in `directory`, with the full paths of its figure and its table."""
+    from lab.report.present import report_lines
 
-    print(f"{document['id']} at {document['scale']} ({document['paper']})")
-    for name, file in document["tables"].items():
-        frame = pandas.read_csv(directory / file)
-        if len(frame) <= 24:
-            print(f"\n{name}\n{frame.to_string(index=False, float_format=lambda x: f'{x:.4g}')}")
-    print()
-    for verdict in document["verdicts"]:
-        interval = "no interval" if verdict["interval"] is None else "[" + ", ".join(number(x) for x in verdict["interval"]) + "]"
-        print(f"{verdict['verdict'].upper():13} {verdict['claim']}")
-        print(f"{'':13} ours {number(verdict['ours'])} {interval}, published {number(verdict['published'])}. {verdict['reason']}")
-    for line in document["notes"]:
-        print(f"note: {line}")
-    print(f"figure: {document['figure']}\ntable: {document['table']}")
-    if document.get("cost"):
-        print(f"cost: {duration(document['cost']['seconds'])} of training, {quantity(document['cost']['tokens'])} tokens")
+    paths = {key: document[key] and str(directory / document[key]) for key in ("figure", "table")}
+    document = {**document, **paths}
+    show_document(options, document, report_lines(document, directory))
     return 0
-
-
-def number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"
 
 
 def export_run(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """`lab export RUN OUT`."""
     from lab.sweep.run import export
-    from lab.train.store import RunStore
 
     no_overrides(overrides)
-    document = export(RunStore(Path(options.root).expanduser().absolute()), options.run, Path(options.out))
-    show_json(document) if options.json else print(f"{document['run']} at step {document['step']}: {document['out']}")
+    document = export(store_of(options), options.run, Path(options.out))
+    show_document(options, document, [f"{document['run']} at step {document['step']}: {document['out']}"])
     return 0
-
-

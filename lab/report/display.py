@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -10,10 +12,14 @@ from typing import Any
 from lab.report.text import duration, quantity
 
 PLAIN_SECONDS = 10.0
+RATE_SECONDS = 10.0  # the window of the tokens per second that are shown
 
 
 class Display:
     """Counts tokens over the packs of a sweep and says how long the rest will take.
+
+    The tokens per second are those of the last seconds; the time left follows from all that was done since the first
+    pack, so that compilation and evaluation are in it.
 
     Args:
       tokens: how many the sweep still has to train.
@@ -23,9 +29,10 @@ class Display:
     def __init__(self, tokens: int = 0, quiet: bool = False):
         self.left, self.quiet = tokens, quiet
         self.trained = 0
-        self.title = ""
-        self.began = self.reported = time.monotonic()
-        self.rate = 0.0
+        self.place = ""
+        self.began: float | None = None
+        self.reported = 0.0
+        self.recent: collections.deque[tuple[float, int]] = collections.deque()
         self.live = sys.stderr.isatty() and not quiet
 
     def add(self, tokens: int) -> None:
@@ -42,29 +49,42 @@ class Display:
     def pack(self, index: int, packs: int, runs: Sequence[Any], tick: int) -> None:
         model = runs[0].cfg.model
         batches = sorted({run.cfg.run.batch_tokens for run in runs})
-        span = str(batches[0]) if len(batches) == 1 else f"{batches[0]}-{batches[-1]}"
-        self.title = f"pack {index + 1}/{packs}: {len(runs)} runs, width {model.width}, depth {model.depth}, batch {span}"
-        self.say(self.title + (f", from tick {tick}" if tick else "") + "; compiling")
+        span = str(batches[0]) if len(batches) == 1 else f"{batches[0]} to {batches[-1]}"
+        self.place = f"pack {index + 1}/{packs}"
+        title = f"{self.place}: {len(runs)} runs, width {model.width}, depth {model.depth}, batches {span} tokens"
+        self.say(title + (f", from tick {tick}" if tick else "") + "; compiling")
         self.reported = time.monotonic()
+        self.began = self.began or self.reported
+        self.recent.clear()
 
     def progress(self, progress: Any) -> None:
+        now = time.monotonic()
         self.trained += progress.tokens
         self.left = max(0, self.left - progress.tokens)
-        now = time.monotonic()
-        elapsed = max(now - self.began, 1e-9)
-        self.rate = self.trained / elapsed
-        line = (
-            f"{self.title.split(':')[0]}  tick {progress.tick}/{progress.last_tick}  {progress.live} live  "
-            f"loss {progress.loss:.3f}  {quantity(self.rate)} tokens/s  {duration(self.left / self.rate)} left"
-        )
+        self.recent.append((now, progress.tokens))
+        while now - self.recent[0][0] > RATE_SECONDS and len(self.recent) > 2:
+            self.recent.popleft()
         if self.live:
-            sys.stderr.write(f"\r\x1b[2K{line}")
+            width = shutil.get_terminal_size().columns
+            sys.stderr.write(f"\r\x1b[2K{self.line(progress, now)[: width - 1]}")
             sys.stderr.flush()
         elif not self.quiet and now - self.reported >= PLAIN_SECONDS:
-            self._print(line)
+            self._print(self.line(progress, now))
             self.reported = now
 
+    def line(self, progress: Any, now: float) -> str:
+        """Where the pack is, its loss, tokens per second, time left."""
+        overall = self.trained / max(now - (self.began or now), 1e-9)
+        since, skipped = self.recent[0]
+        seconds = now - since
+        rate = (sum(tokens for _, tokens in self.recent) - skipped) / seconds if seconds else overall
+        return (
+            f"{self.place}  tick {progress.tick}/{progress.last_tick}  {progress.live} live  loss {progress.loss:.3f}  "
+            f"{quantity(rate)} tokens/s  {duration(self.left / overall) if overall else '?'} left"
+        )
+
     def close(self) -> None:
+        """Clears the live line."""
         if self.live:
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -55,7 +56,9 @@ def open_study(experiment: Experiment, scale: str, overrides: Mapping[str, Any],
         raise ConfigError(f"{experiment.id} has no scale {scale!r}{nearest(scale, experiment.scales)}")
     sweep = experiment.scales[scale]()
     base = override(sweep.base, overrides)
-    return Study(experiment, scale, dataclasses.replace(sweep, base=base), overrides, store)
+    study = Study(experiment, scale, dataclasses.replace(sweep, base=base), overrides, store)
+    study.runs(SimpleNamespace(vocab_size=base.model.vocab_size or 1, digest=""))  # every point is meant, or nothing begins
+    return study
 
 
 def open_corpus(data: ConfigDict, store: RunStore, display: Display) -> Any:
