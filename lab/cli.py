@@ -30,7 +30,7 @@ EXAMPLES = """examples:
   lab show critical-batch-size/fixed-model
 """
 OVERRIDES = "Any config key can be overridden: --section.key=value, as `lab plan ID --config` lists them."
-THE_USERS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+NO_PLACE = ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "EEXIST")  # of a path the user gave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,15 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return mistake(str(error))
     except KeyboardInterrupt:
-        print(f"stopped; what is saved stays, and this goes on from there: {shlex.join(['lab', *argv])}", file=sys.stderr)
+        again = shlex.join(["lab", *argv])
+        print(f"stopped; what is saved stays, and this goes on from there: {again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains
         return 141
     except OSError as error:
-        if error.errno not in THE_USERS:
+        if errno.errorcode.get(error.errno) not in NO_PLACE:
             raise
-        return mistake(f"{error.filename or 'output'}: {error.strerror}; expected a place to write, as --root gives one")
+        return mistake(f"{error.filename or 'output'}: {error.strerror}; expected a place to write, see --root")
 
 
 def mistake(message: str) -> int:
@@ -201,7 +202,8 @@ def list_experiments(options: argparse.Namespace, overrides: Mapping[str, str]) 
     no_overrides(overrides)
     known = list(find_experiments().values())
     document = [{"id": e.id, "paper": e.paper, "scales": list(e.scales), "summary": e.summary} for e in known]
-    show_document(options, document, (f"{e.id:34} {', '.join(e.scales)}\n    {e.summary}\n    {e.paper}" for e in known))
+    lines = (f"{e.id:34} {', '.join(e.scales)}\n    {e.summary}\n    {e.paper}" for e in known)
+    show_document(options, document, lines)
     return 0
 
 

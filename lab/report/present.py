@@ -62,8 +62,8 @@ def report_lines(document: Mapping[str, Any], directory: Path) -> Iterator[str]:
             yield f"{name.replace('_', ' ')}: {rows} rows in {directory / file}\n"
     for verdict in document["verdicts"]:
         yield paragraph(verdict["claim"], VERDICT, verdict["verdict"].upper())
-        ours = f"ours {number(verdict['ours'])} {interval(verdict['interval'])}, published {number(verdict['published'])}."
-        yield paragraph(f"{ours} {verdict['reason']}", VERDICT) + "\n"
+        ours = f"ours {number(verdict['ours'])} {interval(verdict['interval'])}"
+        yield paragraph(f"{ours}, published {number(verdict['published'])}. {verdict['reason']}", VERDICT) + "\n"
     for line in document["notes"]:
         yield paragraph(line, 8, "note:")
     yield f"figure: {document['figure']}\ntable:  {document['table']}"

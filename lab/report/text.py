@@ -39,7 +39,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four digits: 0.46834 -> `0.4683`, 2834567 -> `2.835M`; whole numbers below a million whole; `-` for None and NaN."""
+    """Four digits: 0.46834 -> `0.4683`, 2834567 -> `2.835M`; whole numbers below a million whole; None and NaN `-`."""
     if value is None or math.isnan(value):
         return "-"
     if abs(value) < 1e6 and value == int(value):
@@ -98,16 +98,17 @@ def table(columns: Mapping[str, Sequence[Any]], width: int | None = None) -> str
         cells = [str(value) if words or isinstance(value, bool) else number(value) for value in values]
         stem = bounded(name, columns)
         if stem:
-            ends = zip(columns[f"{stem}_low"], columns[f"{stem}_high"])
-            cells = [cell if any(map(math.isnan, pair)) else f"{cell} {interval(pair)}" for cell, pair in zip(cells, ends)]
+            pairs = zip(columns[f"{stem}_low"], columns[f"{stem}_high"])
+            ends = ["" if any(map(math.isnan, pair)) else f" {interval(pair)}" for pair in pairs]
+            cells = [cell + end for cell, end in zip(cells, ends)]
         hidden = name.endswith(("_low", "_high")) and f"{name.rpartition('_')[0]}_low" in columns
         if not hidden and any(cell not in ("-", "nan", "") for cell in cells):
             body = max(8, *map(len, cells))
             head = textwrap.wrap(re.sub("[_.]", " ", name), body, break_long_words=False, break_on_hyphens=False)
             shown.append(Column(head, cells, words))
-    blocks = [shown[:1]]
+    blocks, room = [shown[:1]], width or screen_width()
     for column in shown[1:]:
-        if sum(other.width + 2 for other in blocks[-1]) + column.width > (width or screen_width()) and len(blocks[-1]) > 1:
+        if len(blocks[-1]) > 1 and sum(other.width + 2 for other in blocks[-1]) + column.width > room:
             blocks.append(shown[:1])
         blocks[-1] = [*blocks[-1], column]
     return "\n\n".join(_block(block) for block in blocks)
@@ -117,7 +118,7 @@ def bounded(name: str, columns: Mapping[str, Any]) -> str | None:
     """The `x` of `x_low` whose value `name` holds: the first column that begins with it."""
     for low in columns:
         stem = low.removesuffix("_low")
-        if low != stem and f"{stem}_high" in columns and next(other for other in columns if other.startswith(stem)) == name:
+        if low != stem and f"{stem}_high" in columns and name == next(x for x in columns if x.startswith(stem)):
             return stem
     return None
 

@@ -57,7 +57,8 @@ def open_study(experiment: Experiment, scale: str, overrides: Mapping[str, Any],
     sweep = experiment.scales[scale]()
     base = override(sweep.base, overrides)
     study = Study(experiment, scale, dataclasses.replace(sweep, base=base), overrides, store)
-    study.runs(SimpleNamespace(vocab_size=base.model.vocab_size or 1, digest=""))  # every point is meant, or nothing begins
+    unread = SimpleNamespace(vocab_size=base.model.vocab_size or 1, digest="")
+    study.runs(unread)  # every point can be meant, or nothing begins
     return study
 
 
