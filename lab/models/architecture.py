@@ -1,6 +1,6 @@
 """What a decoder is, resolved and checked. No jax here: `lab plan` reads it.
 
-`resolve` turns the config's `model` node into a frozen `Architecture`, with each 0 that stands for "derive it" replaced.
+`resolve` turns the config's `model` node into a frozen `Architecture`; each 0 that stands for "derive it" is replaced.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Four things make the difference, each measured at batch 8, length 128, 4 heads o
 - blocks of queries that meet only the keys up to their end, so that little is computed above the diagonal;
 - scores as [keys, queries]: reductions over the major axis are vectorised, those over the minor axis are not;
 - exponentials are never normalised: their sums divide the [features, queries] results.
-Plain operations, with batch and heads as axes of their own, stay correct under vmap, lax.map, shard_map and sharded heads.
+Plain operations, batch and heads being axes of their own, stay correct under vmap, lax.map, shard_map, sharded heads.
 
 Suffixes: B batch, K key-value heads, G query heads of each, d head width, T queries, S keys, Q queries of a block with
 their G heads side by side.
@@ -71,9 +71,7 @@ def _attend(q_BKGdT, k_BKdT, v_BKdT):
 def _forward(q_BKGdT, k_BKdT, v_BKdT):
     parts, exponentials, inverses = [], [], []
     for start, end in blocks(q_BKGdT.shape[-1]):
-        part, e_BKSQ, inverse_BK1Q = _block(
-            _queries(q_BKGdT, start, end), k_BKdT[..., :end], v_BKdT[..., :end], start
-        )
+        part, e_BKSQ, inverse_BK1Q = _block(_queries(q_BKGdT, start, end), k_BKdT[..., :end], v_BKdT[..., :end], start)
         parts.append(part)
         exponentials.append(e_BKSQ)
         inverses.append(inverse_BK1Q)

@@ -1,4 +1,4 @@
-"""Cross-entropy with z-loss (PaLM, arXiv:2204.02311, section 5), with a gradient of its own that takes no second exp."""
+"""Cross-entropy with z-loss (PaLM, arXiv:2204.02311, section 5), its gradient taking no second exp."""
 
 from __future__ import annotations
 

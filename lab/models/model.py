@@ -15,6 +15,13 @@ from lab.models.weight import Weight, draw, is_record
 SCALARS = ("embedding", "residual", "attention", "readout")
 
 
+@lru_cache(maxsize=256)
+def _records(module: nn.Module) -> dict:
+    scalars = dict.fromkeys(SCALARS, jnp.float32(1))
+    boxed = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32), scalars)["params"]
+    return jax.tree.map(lambda box: box.record, boxed, is_leaf=lambda leaf: isinstance(leaf, Weight))
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """`module(tokens [B, T], scalars)` gives logits [B * T, vocabulary]; its weights are declared with records.
@@ -28,12 +35,9 @@ class Model:
     module: nn.Module
     vocab_size: int
 
-    @lru_cache(maxsize=256)  # a model is a value, and a sweep asks for its records once a run
     def records(self) -> dict:
-        """The structure of the weights, with a `Record` for each; computes nothing. Not to be changed in place."""
-        scalars = dict.fromkeys(SCALARS, jnp.float32(1))
-        boxed = jax.eval_shape(self.module.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32), scalars)["params"]
-        return jax.tree.map(lambda box: box.record, boxed, is_leaf=lambda leaf: isinstance(leaf, Weight))
+        """The structure of the weights, with a `Record` for each; computes nothing, and once for equal models."""
+        return jax.tree.map(lambda record: record, _records(self.module), is_leaf=is_record)
 
     def init(self, key) -> dict:
         """Float32 weights at unit scale (see `lab.models.weight.draw`), the same on every mesh."""

@@ -1,4 +1,4 @@
-"""Normalisation over the last axis, computed in float32 or wider: RMSNorm (arXiv:1910.07467), LayerNorm (1607.06450)."""
+"""Normalisation of the last axis, in float32 or wider: RMSNorm (arXiv:1910.07467), LayerNorm (arXiv:1607.06450)."""
 
 from __future__ import annotations
 

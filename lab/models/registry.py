@@ -42,8 +42,9 @@ def proportional(config, width: int):
         heads, rest = divmod(config.heads * width, config.width)
         if rest or not heads:
             raise ConfigError(
-                f"model.heads={config.heads} at model.width={config.width} is {config.heads * width / config.width:g} heads "
-                f"at width {width}; expected a whole number: change parametrization.base_width, or set model.head_width=0"
+                f"model.heads={config.heads} at model.width={config.width} is {config.heads * width / config.width:g} "
+                f"heads at width {width}; expected a whole number: change parametrization.base_width, or set "
+                "model.head_width=0"
             )
         kv_heads, rest = divmod(config.kv_heads * width, config.width)
         whole = not rest and kv_heads and heads % kv_heads == 0
@@ -52,7 +53,7 @@ def proportional(config, width: int):
 
 
 def register(kind: str, at_width: Callable[[Any, int], Any] = proportional, counts: Any = None):
-    """Decorator: adds `builder(config, unroll)`, which returns a Model, under `model.kind`. The last one of a name is used.
+    """Decorator: adds `builder(config, unroll)`, which returns a Model, as a `model.kind`. The last of a name is used.
 
     `at_width(config, width)` gives the config of the same family at another width. `counts` has closed forms
     `parameters(config)` and `flops_per_token(config)` (see `lab.models.counts`); None measures records and jaxpr.

@@ -108,9 +108,9 @@ def draw(key: jax.Array, path: str, record: Record) -> jax.Array:
     """The initial float32 value of the weight at `path` ("layers/mlp/up"), at unit scale.
 
     Gains are 1, biases 0, all else standard normal; the parametrization's `init_std` multiplies it afterwards, so that
-    the scale is a number that enters the program. The key is folded by path, and threefry makes an element from its flat
-    index: a weight depends on its name and shape and on no other weight, and a layer of a stack (axis 0) not on their
-    number.
+    the scale is a number that enters the program. The key is folded by path, and threefry makes an element from its
+    flat index: a weight depends on its name and shape and on no other weight, a layer of a stack (axis 0) not on their
+    number, and none on the mesh (but for rounding).
     """
     if record.role == "norm":
         return jnp.ones(record.shape, jnp.float32)

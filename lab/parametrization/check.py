@@ -111,7 +111,8 @@ def _train(model, updates: int, weights, tokens, trees: dict, scalars: dict, lea
     def update(_, state):
         weights, moments = state
         direction, moments = adam.update(jax.grad(loss)(weights), moments)
-        moved = jax.tree.map(lambda w, u, rate: w - learning_rate * rate * u, weights, direction, trees["learning_rate"])
+        rates = trees["learning_rate"]
+        moved = jax.tree.map(lambda w, u, rate: w - learning_rate * rate * u, weights, direction, rates)
         return moved, moments
 
     return jax.lax.fori_loop(0, updates, update, (weights, adam.init(weights)))[0]
@@ -147,7 +148,7 @@ def coordinate_check(
     rows = []
     for width in widths:
         config = models.at_width(model_config, width)
-        model = models.build(config, unroll=1)
+        model = models.build(config)
         found = scales(config, parametrization_config, "adam")
         trees = {"init_std": found.init_std, "forward": found.forward, "learning_rate": found.learning_rate}
         numbers = jax.tree.map(jnp.float32, (trees, found.scalars, learning_rate))

@@ -52,8 +52,8 @@ class Scales:
 class Parametrization:
     """Both functions get records and the base model's records, paired; without `uses_base` the two are the same.
 
-    `weight(record, base, family)` scales one weight, `family` being one of FAMILIES. `activations(pairs)` takes the list
-    of all pairs and returns the parametrization's own factors of the `attention` and `readout` multipliers.
+    `weight(record, base, family)` scales one weight, `family` being one of FAMILIES. `activations(pairs)` takes the
+    list of all pairs and returns the parametrization's own factors of the `attention` and `readout` multipliers.
     """
 
     weight: Callable[[Record, Record, str], WeightScale]
@@ -79,11 +79,11 @@ def _find(name: str) -> Parametrization:
 def check_pair(path: str, record: Record, base: Record) -> None:
     """Raises ConfigError where a weight differs from the base model's in something other than its width axes' sizes."""
     same = dataclasses.replace(base, shape=record.shape) == record
-    moved = [i for i, sizes in enumerate(zip(record.shape, base.shape)) if sizes[0] != sizes[1] and i not in record.width]
-    if not same or moved:
+    differ = {i for i, (size, base_size) in enumerate(zip(record.shape, base.shape)) if size != base_size}
+    if not same or not differ <= set(record.width):
         raise ConfigError(
-            f"weight {path} is {record.shape}, and {base.shape} in the base model; expected a difference in its width axes "
-            f"{record.width} only: mend its declaration or the kind's at_width"
+            f"weight {path} is {record.shape}, and {base.shape} in the base model; expected a difference in its width "
+            f"axes {record.width} only: mend its declaration or the kind's at_width"
         )
 
 
@@ -91,8 +91,8 @@ def scales(model_config, parametrization_config, family: str) -> Scales:
     """The scales of the model of a `model` config node under a `parametrization` node, for an optimizer family.
 
     `family` is "adam" (AdamW, Lion: updates of the learning rate's size) or "sgd" (updates of the gradient's size).
-    `init_scale` multiplies the initial scale of all but gains and biases. Raises ConfigError for an unknown name, a base
-    width that the model cannot have, and a weight that cannot be paired with the base model's.
+    `init_scale` multiplies the initial scale of all but gains and biases. Raises ConfigError for an unknown name, a
+    base width that the model cannot have, and a weight that cannot be paired with the base model's.
     """
     parametrization = _find(parametrization_config.name)
     one_of("the optimizer's family", family, FAMILIES)

@@ -1,4 +1,4 @@
-"""Helpers beside these tests are imported by name."""
+"""The settings beside the tests of models are imported by name."""
 
 import sys
 from pathlib import Path

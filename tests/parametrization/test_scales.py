@@ -54,7 +54,8 @@ def test_init_scale_multiplies_all_but_gains():
 
 
 @pytest.mark.parametrize(
-    "family, rates", [("adam", {"embedding": 1, "readout": 1, "up": 1 / 4}), ("sgd", {"embedding": 4, "readout": 4, "up": 1})]
+    "family, rates",
+    [("adam", {"embedding": 1, "readout": 1, "up": 1 / 4}), ("sgd", {"embedding": 4, "readout": 4, "up": 1})],
 )
 def test_mup_at_four_times_the_base_width(family, rates):
     """Table 8 of arXiv:2203.03466 with every width 4 times the base's."""
@@ -72,7 +73,7 @@ def test_mup_at_four_times_the_base_width(family, rates):
 
 @pytest.mark.parametrize("family", ["adam", "sgd"])
 def test_mup_equals_table_three_up_to_the_symmetry_of_multipliers(family):
-    """A multiplier c can move from forward into weights: std x c, rate x c for Adam and x c^2 for SGD (section J.2.1)."""
+    """A multiplier c can move from forward into weights: std x c, rate x c for Adam, x c^2 for SGD (section J.2.1)."""
     found = scales(family, WIDE, name="mup")
     c = found.forward["readout"]
     rate = found.learning_rate["readout"] * (c**2 if family == "sgd" else c)
