@@ -7,7 +7,7 @@ CPU it is faster than `vmap`, and a run in a pack equals the run alone to the bi
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import jax
@@ -134,3 +134,9 @@ class Executor:
     def put_runs(self, tree: Any) -> Any:
         """Arrays with a leading run axis, split over it."""
         return jax.device_put(tree, self.sharding("run"))
+
+
+@lru_cache(maxsize=16)
+def executor(step: Step, mesh: Mesh, run_axis: str, slots: int) -> Executor:
+    """The executor of equal packs, one after another: what it has compiled serves them all."""
+    return Executor(step, mesh, run_axis, slots)

@@ -20,7 +20,7 @@ from lab.errors import ConfigError
 from lab.optim import optimizers
 from lab.optim.timeline import Timeline, evaluation_steps, timeline
 from lab.train.checkpoint import Checkpointer
-from lab.train.executor import Executor
+from lab.train.executor import Executor, executor
 from lab.train.sharding import batch_devices, make_mesh
 from lab.train.step import Step
 
@@ -90,8 +90,13 @@ class Pack:
         self.cfg = cfg
         self.sequence_length = cfg.model.sequence_length
         self.seeds = sorted({member.cfg.run.data_seed for member in members})
-        dtype = "float64" if cfg.model.compute_dtype == "float64" else "float32"
-        self.step = Step(models.build(cfg.model), cfg.optimizer.name, cfg.averaging.name != "none", dtype)
+        self.step = Step(
+            models.build(cfg.model),
+            cfg.optimizer.name,
+            averages=cfg.averaging.name != "none",
+            probes=cfg.execution.noise_probe_ticks > 0,
+            dtype="float64" if cfg.model.compute_dtype == "float64" else "float32",
+        )
         mesh = make_mesh(cfg.execution.mesh, len(members))
         if members[0].microbatch % batch_devices(mesh):
             raise ConfigError(
@@ -118,7 +123,7 @@ class Pack:
 
     def bind(self) -> None:
         """Arrays and programs that follow from who sits where."""
-        self.executor = Executor(self.step, self.mesh, self.mode, len(self.slots))
+        self.executor = executor(self.step, self.mesh, self.mode, len(self.slots))
         first = next(run for run in self.slots if run)
         seated = [self.members[run or first] for run in self.slots]
         self.hyper = self.executor.put_runs(stack([member.hyper() for member in seated]))

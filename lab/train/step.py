@@ -58,6 +58,7 @@ class Step:
     model: Model
     optimizer: str
     averages: bool
+    probes: bool = True  # whether any tick compares the halves of its micro-batch
     dtype: str = "float32"  # of master weights
 
     def init(self, hyper: dict) -> RunState:
@@ -101,9 +102,10 @@ class Step:
         """
         gradient_of = jax.value_and_grad(self.loss, has_aux=True)
         (_, nll), gradient = gradient_of(state.weights, tokens, hyper)
-        noise = jax.lax.cond(
-            probe, lambda: state.noise + self.compare_halves(state.weights, tokens, gradient, hyper), lambda: state.noise
-        )
+        noise = state.noise
+        if self.probes:
+            measured = partial(self.compare_halves, state.weights, tokens, gradient, hyper)
+            noise = jax.lax.cond(probe, lambda: noise + measured(), lambda: noise)
         count = tokens.shape[0] * (tokens.shape[1] - 1)
         tick = state.tick + 1
         state = state.replace(
