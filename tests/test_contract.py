@@ -16,7 +16,7 @@ PACKAGES = ("lab", "experiments", "kernels_pallas", "launch")
 
 def lint(directory: Path) -> subprocess.CompletedProcess:
     """`lint-imports` of the tree in `directory`."""
-    command = [sys.executable, "-c", "import sys; from importlinter.cli import lint_imports_command as c; sys.exit(c())"]
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
     environment = {**os.environ, "PYTHONPATH": str(directory), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
         [*command, "--no-cache"], cwd=directory, env=environment, capture_output=True, text=True, timeout=120
