@@ -18,8 +18,8 @@ RATE_SECONDS = 10.0  # the window of the tokens per second that are shown
 class Display:
     """Counts tokens over the packs of a sweep and says how long the rest will take.
 
-    The tokens per second are those of the last seconds; the time left follows from all that was done since the first
-    pack, so that compilation and evaluation are in it.
+    The tokens per second are those of the last seconds. The time left follows from all that was trained so far,
+    evaluations included; what a pack needs before its first report (compilation) is in neither.
 
     Args:
       tokens: how many the sweep still has to train.
@@ -28,9 +28,8 @@ class Display:
 
     def __init__(self, tokens: int = 0, quiet: bool = False):
         self.left, self.quiet = tokens, quiet
-        self.trained = 0
+        self.trained, self.seconds = 0, 0.0
         self.place = ""
-        self.began: float | None = None
         self.reported = 0.0
         self.recent: collections.deque[tuple[float, int]] = collections.deque()
         self.live = sys.stderr.isatty() and not quiet
@@ -54,13 +53,14 @@ class Display:
         title = f"{self.place}: {len(runs)} runs, width {model.width}, depth {model.depth}, batches {span} tokens"
         self.say(title + (f", from tick {tick}" if tick else "") + "; compiling")
         self.reported = time.monotonic()
-        self.began = self.began or self.reported
         self.recent.clear()
 
     def progress(self, progress: Any) -> None:
         now = time.monotonic()
-        self.trained += progress.tokens
         self.left = max(0, self.left - progress.tokens)
+        if self.recent:
+            self.trained += progress.tokens
+            self.seconds += now - self.recent[-1][0]
         self.recent.append((now, progress.tokens))
         while now - self.recent[0][0] > RATE_SECONDS and len(self.recent) > 2:
             self.recent.popleft()
@@ -73,14 +73,14 @@ class Display:
             self.reported = now
 
     def line(self, progress: Any, now: float) -> str:
-        """Where the pack is, its loss, tokens per second, time left."""
-        overall = self.trained / max(now - (self.began or now), 1e-9)
+        """Where the pack is, its loss, tokens per second, time left; `?` for what a second of training cannot say."""
         since, skipped = self.recent[0]
-        seconds = now - since
-        rate = (sum(tokens for _, tokens in self.recent) - skipped) / seconds if seconds else overall
+        tokens = sum(count for _, count in self.recent) - skipped
+        rate = quantity(tokens / (now - since)) if now - since > 1 else "?"
+        left = duration(self.left * self.seconds / self.trained) if self.seconds > 1 and self.trained else "?"
         return (
             f"{self.place}  tick {progress.tick}/{progress.last_tick}  {progress.live} live  loss {progress.loss:.3f}  "
-            f"{quantity(rate)} tokens/s  {duration(self.left / overall) if overall else '?'} left"
+            f"{rate} tokens/s  {left} left"
         )
 
     def close(self) -> None:
