@@ -175,8 +175,8 @@ def tiny(panel: str) -> Sweep:
     if panel == "fixed-model":
         horizons = (1e5, 2e5, 4e5, 8e5)
         return sweep(cfg, sizes([(32, 2)], 8), batches, tokens=8e5, slack=1.6, horizons=horizons, **rest)
-    models = sizes([(16, 2), (24, 2), (32, 2), (40, 2)], 8)
-    return sweep(cfg, models, batches, tokens=None if panel == "chinchilla" else 4e5, slack=2.0, **rest)
+    models = sizes([(16, 1), (16, 2), (24, 2), (32, 2)], 8)
+    return sweep(cfg, models, batches, tokens=None if panel == "chinchilla" else 3e5, slack=2.0, **rest)
 
 
 def small(panel: str) -> Sweep:
