@@ -1,9 +1,9 @@
-"""Causal attention in plain XLA operations, shaped for CPU: a quarter of the time of softmax(QK')V under autodiff.
+"""Causal attention in plain XLA operations, shaped for CPU, where it halves the time of the textbook's order of axes.
 
-Four things make the difference, each measured at batch 8, length 128, 4 heads of 16:
+Four things make the difference, measured at batch 8, length 128, 4 heads of 16:
 - a gradient of its own that keeps the exponentials, where autodiff reads and writes more [T, T] arrays;
 - blocks of queries that meet only the keys up to their end, so that little is computed above the diagonal;
-- scores as [keys, queries]: reductions over the major axis are vectorised, those over the minor axis are not;
+- time as the minor axis, scores as [keys, queries]: reductions over a major axis are vectorised, others are not;
 - exponentials are never normalised: their sums divide the [features, queries] results.
 Plain operations, batch and heads being axes of their own, stay correct under vmap, lax.map, shard_map, sharded heads.
 
@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BLOCKS, SHORTEST_BLOCK = 4, 32
+MOST_BLOCKS, SHORTEST_BLOCK = 4, 64
 
 
 def blocks(length: int) -> list[tuple[int, int]]:
     """First query and end of each block of queries; a block's queries are multiplied with all keys before its end."""
-    size = max(SHORTEST_BLOCK, -(-length // BLOCKS))
+    size = max(SHORTEST_BLOCK, -(-length // MOST_BLOCKS))
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
@@ -96,14 +96,12 @@ def _backward(saved, g_BKGdT):
 _attend.defvjp(_forward, _backward)
 
 
-def attend(q_BTHd, k_BTKd, v_BTKd):
-    """Causal attention [batch, length, heads, head_width]; q carries the scale of its scores.
+def attend(q_BHdT, k_BKdT, v_BKdT):
+    """Causal attention [batch, heads, head_width, length]; q carries the scale of its scores.
 
     Each of the K key-value heads serves H / K query heads, which are adjacent. Softmax in float32 or wider.
     """
-    batch, length, heads, head_width = q_BTHd.shape
-    kv_heads = k_BTKd.shape[2]
-    grouped = q_BTHd.reshape(batch, length, kv_heads, heads // kv_heads, head_width)
-    keys, values = (x_BTKd.transpose(0, 2, 3, 1) for x_BTKd in (k_BTKd, v_BTKd))
-    mixed_BKGdT = _attend(grouped.transpose(0, 2, 3, 4, 1), keys, values)
-    return mixed_BKGdT.transpose(0, 4, 1, 2, 3).reshape(q_BTHd.shape)
+    batch, heads, head_width, length = q_BHdT.shape
+    kv_heads = k_BKdT.shape[1]
+    grouped = q_BHdT.reshape(batch, kv_heads, heads // kv_heads, head_width, length)
+    return _attend(grouped, k_BKdT, v_BKdT).reshape(q_BHdT.shape)

@@ -12,9 +12,9 @@ def angles(length: int, head_width: int, base: float) -> np.ndarray:
     return np.arange(length)[:, None] * frequency[None, :]
 
 
-def rotate(x_BTHd, base: float):
-    """Turns the features of each position of [batch, length, heads, head_width]; the dtype stays."""
-    turn = angles(x_BTHd.shape[1], x_BTHd.shape[3], base)
-    cos, sin = (jnp.asarray(f(turn)[:, None, :], x_BTHd.dtype) for f in (np.cos, np.sin))
-    first, second = jnp.split(x_BTHd, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+def rotate(x_BHdT, base: float):
+    """Turns the features of each position of [batch, heads, head_width, length]; the dtype stays."""
+    turn = angles(x_BHdT.shape[-1], x_BHdT.shape[-2], base).T
+    cos, sin = (jnp.asarray(f(turn), x_BHdT.dtype) for f in (np.cos, np.sin))
+    first, second = jnp.split(x_BHdT, 2, axis=-2)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-2)
