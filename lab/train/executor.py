@@ -1,7 +1,8 @@
 """How a run axis is executed. `Step` is written for one run; this wraps it over the runs of a pack.
 
 `map` loops over the runs inside the program, on each device over its own share (`shard_map` over the `run` axis): on a
-CPU it is faster than `vmap`, and a run in a pack equals the run alone to the bit. `vmap` fills an accelerator.
+CPU it is faster than `vmap`, and a run in a pack equals the run alone to the bit (on one device, or on any number from
+two: XLA rounds otherwise where it compiles for one). `vmap` fills an accelerator.
 """
 
 from __future__ import annotations

@@ -200,8 +200,7 @@ class _Loop:
 
     def save(self) -> None:
         self.drain()
-        place = {"slots": self.pack.slots, "left": sorted(self.pack.left)}
-        self.checkpointer.save(self.pack.tick, self.pack.state, {**self.meta, **place})
+        self.checkpointer.save(self.pack.tick, self.pack.state, {**self.meta, **self.pack.place})
         self.saved_at, self.saved_tick = time.monotonic(), self.pack.tick
 
 

@@ -97,20 +97,28 @@ class Pack:
             probes=cfg.execution.noise_probe_ticks > 0,
             dtype="float64" if cfg.model.compute_dtype == "float64" else "float32",
         )
-        mesh = make_mesh(cfg.execution.mesh, len(members))
-        if members[0].microbatch % batch_devices(mesh):
-            raise ConfigError(
-                f"execution.mesh: data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} devices do not share a micro-batch of "
-                f"{members[0].microbatch} sequences evenly; change the mesh or execution.microbatch_tokens"
-            )
-        mode = cfg.execution.run_axis
-        if mode == "auto":
-            mode = "map" if jax.default_backend() == "cpu" or len(members) == 1 else "vmap"
-        self.mesh, self.mode = mesh, mode
+        self.settle(len(members))
         self.validation = self.validation_tokens()
         self.tick = 0
         self.state: Any = None
         self.seat([member.run for member in members])
+
+    def settle(self, seats: int) -> None:
+        """Chooses the mesh and how the run axis is executed.
+
+        Raises:
+          ConfigError: where the mesh cannot be had or does not divide a micro-batch.
+        """
+        mode, mesh = self.cfg.execution.run_axis, make_mesh(self.cfg.execution.mesh, seats)
+        sequences = microbatch_tokens(self.cfg) // self.sequence_length
+        if sequences % batch_devices(mesh):
+            raise ConfigError(
+                f"execution.mesh: data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} devices do not share a micro-batch of "
+                f"{sequences} sequences evenly; change the mesh or execution.microbatch_tokens"
+            )
+        if mode == "auto":
+            mode = "map" if jax.default_backend() == "cpu" or seats == 1 else "vmap"
+        self.mesh, self.mode = mesh, mode
 
     def seat(self, runs: list[str]) -> None:
         """Gives each run a slot, dealt out over the devices of the run axis, and fills up with empty slots."""
@@ -131,6 +139,11 @@ class Pack:
         self.stream = self.executor.put_runs(stream)
 
     @property
+    def place(self) -> dict[str, Any]:
+        """What a checkpoint says of its runs, for `resume`."""
+        return {"slots": self.slots, "left": sorted(self.left), "data_seeds": self.seeds}
+
+    @property
     def live(self) -> list[Member]:
         return [self.members[run] for run in self.slots if run and run not in self.left]
 
@@ -142,9 +155,13 @@ class Pack:
         self.state = self.executor.init(self.hyper)
 
     def resume(self, checkpointer: Checkpointer) -> dict | None:
-        """Takes up the newest whole checkpoint, whatever mesh wrote it; returns its record, or None where there is none."""
+        """Takes up the newest whole checkpoint, whatever mesh wrote it; returns its record, or None where there is none.
+
+        Members that have ended since keep their slots empty: the program, and so every bit, stays that of the whole pack.
+        """
 
         def target(meta: dict) -> Any:
+            self.settle(len(meta["slots"]))
             saved = Executor(self.step, self.mesh, self.mode, len(meta["slots"]))
             return saved.shapes if len(meta["slots"]) % self.mesh.shape["run"] else saved.abstract_state
 
@@ -153,7 +170,7 @@ class Pack:
             return None
         self.tick, self.state, meta = restored
         self.slots = [run if run in self.members else None for run in meta["slots"]]  # the others have their records
-        self.left = set(meta["left"])
+        self.left, self.seeds = set(meta["left"]), meta["data_seeds"]
         if len(self.slots) % self.mesh.shape["run"]:
             self.compact()
         else:
@@ -215,7 +232,8 @@ class Pack:
         """Takes runs out. Under `map` an empty slot costs nothing; under `vmap` the pack shrinks once half is empty."""
         self.left |= runs
         width = self.mesh.shape["run"]
-        if self.mode == "vmap" and 0 < 2 * -(-len(self.live) // width) * width <= len(self.slots):
+        fewest = -(-len(self.live) // width) * width
+        if self.mode == "vmap" and 1 < fewest <= len(self.slots) // 2:
             self.compact()
 
     def compact(self) -> None:
