@@ -145,7 +145,7 @@ def cells_from_runs(
         finite evaluation. Of runs that differ in nothing else, the one with the longest horizon is used.
       evaluations: run id -> table with step, tokens and loss (nats per token, of the averaged weights), by step.
 
-    Resampling weighs batch sizes and, within one, seeds; target and choice of learning rate are repeated inside each
+    Resampling weighs batch sizes and seeds; target and choice of learning rate are repeated inside each
     resample with those weights. Groups that share runs (horizons of one model) share the weights as well.
 
     Raises ResultsError when no group has a target.
@@ -269,7 +269,11 @@ class _GroupRuns:
 
 
 def _shared_weights(groups: list[_GroupRuns], count: int, rng: np.random.Generator):
-    """(cell, seed) weights [R, runs] per group, equal for equal (model size, batch size) and equal seed."""
+    """(cell, seed) weights [R, runs] per group: one weight for each (model size, batch size), one for each (size, seed).
+
+    Seeds are crossed with batch sizes: runs of one seed start from the same weights and read the same data, so that a
+    seed that is slow at one batch size is slow at all, which moves no B*.
+    """
     keys = sorted({(float(g.group.parameters), float(b)) for g in groups for b in g.batch})
     cell = {}
     for size in sorted({k[0] for k in keys}):
@@ -277,15 +281,15 @@ def _shared_weights(groups: list[_GroupRuns], count: int, rng: np.random.Generat
         drawn = hierarchical_weights(np.arange(len(batches)), count, rng)
         cell.update({key: drawn[:, j] for j, key in enumerate(batches)})
     seeds = {}
-    for key in keys:
-        found = sorted({s for g in groups if g.group.parameters == key[0] for s in g.seed[g.batch == key[1]]})
+    for size in sorted({k[0] for k in keys}):
+        found = sorted({s for g in groups if g.group.parameters == size for s in g.seed})
         drawn = hierarchical_weights(np.zeros(len(found)), count, rng)
-        seeds.update({(*key, s): drawn[:, j] for j, s in enumerate(found)})
+        seeds.update({(size, s): drawn[:, j] for j, s in enumerate(found)})
     for g in groups:
         size = float(g.group.parameters)
         yield (
             np.stack([cell[size, float(b)] for b in g.batch], 1),
-            np.stack([seeds[size, float(b), s] for b, s in zip(g.batch, g.seed)], 1),
+            np.stack([seeds[size, s] for s in g.seed], 1),
         )
 
 
