@@ -18,6 +18,7 @@ from lab.errors import PublishedDataError, ResultsError
 from lab.laws.bootstrap import hierarchical_weights
 from lab.laws.crossing import Curve, monotone_curve
 
+NO_STEPS = -1.0  # ln of the steps of a run without a finite evaluation, which is no bound at all
 PUBLISHED_COLUMNS = (
     "model",
     "params_millions",
@@ -217,11 +218,12 @@ class _GroupRuns:
                 for i in members[self.rate[members] == rate]:
                     slot = int(np.searchsorted(seeds, self.seed[i]))
                     steps, censored[:, slot] = self.curves[i].crossings(targets)
-                    log_steps[:, slot] = np.log(np.maximum(steps, 1e-9))
+                    log_steps[:, slot] = np.maximum(np.log(np.maximum(steps, 1e-9)), NO_STEPS)
                     weights[:, slot] = seed_weights[:, i]
                 total = weights.sum(1)
                 mean = (weights * np.nan_to_num(log_steps)).sum(1) / total
-                score.append(mean + 1e6 * (weights * censored).sum(1) / total)
+                missing = (weights * censored).sum(1) / total
+                score.append(np.where(missing < 1, mean + 1e6 * missing, 2e6 - mean))  # of rates that all miss, the best bound
                 logs.append(log_steps)
                 missed.append(censored)
             best = np.argmin(score, axis=0)
@@ -234,7 +236,7 @@ class _GroupRuns:
         rows = []
         for batch, seeds, log_steps, censored, rate, rates in cells:
             for slot, seed in enumerate(seeds):
-                if np.isfinite(log_steps[0, slot]):
+                if log_steps[0, slot] > NO_STEPS:
                     rows.append(
                         {
                             "group": self.group.label,
@@ -260,7 +262,7 @@ class _GroupRuns:
             members = np.flatnonzero(self.batch == size)
             for slot, seed in enumerate(seeds):
                 run = members[np.argmax(self.seed[members] == seed)]
-                present = np.isfinite(log_steps[:, slot])
+                present = log_steps[:, slot] > NO_STEPS
                 batch.append(size / self.sequence)
                 logs.append(np.where(present, log_steps[:, slot], 0.0))
                 missed.append(censored[:, slot])

@@ -115,6 +115,7 @@ def sweep(
       tokens: D of every size; None for 20 tokens per parameter.
       slack: how many times D a large batch may train before it counts as not reaching the target.
       horizons: D of the groups where one run serves several (fixed-model).
+      seeds: pairs of initial weights and data order, the same for every batch size.
       warmup: of the reference batch's horizon, as the paper's schedule has it; the smallest horizon counts.
     """
 
@@ -127,7 +128,7 @@ def sweep(
         axis("run.batch_tokens", batches),
         axis("run.horizon_tokens", [partial(horizon, tokens, slack, reference)]),
         axis("schedule.warmup_tokens", [warmup_tokens]),
-        axis("run.seed", range(seeds)),
+        [{"run.seed": seed, "run.data_seed": seed} for seed in range(seeds)],
         rates(centre, power, factors, reference),
     )
     settings = {"reference_tokens": reference, "tokens": tokens, "horizons": list(horizons), "centre": centre, "power": power}
@@ -266,19 +267,19 @@ def cells(panel: str, results: Results) -> Any:
 
 
 def extend(panel: str, results: Results) -> list[Point]:
-    """One more learning rate, all seeds, for each (size, batch size) whose best one lies on the edge of its grid.
+    """One more learning rate, all seeds, where the best one of a size, horizon and batch size lies on the edge of its grid.
 
     The limits are a factor of eight about the centre of the grid.
     """
-    table = cells(panel, with_columns(results)).table
-    runs = with_columns(results).table
-    points: list[Point] = []
+    results = with_columns(results)
+    runs, points = results.table, []
     tried = {key: sorted(set(rows["optimizer.learning_rate"])) for key, rows in runs.groupby(["parameters", "run.batch_tokens"])}
-    best = {key: rows["learning_rate"].iloc[-1] for key, rows in table.groupby(["parameters", "batch_tokens"])}
-    for key, rate in edges(best, tried, results.settings).items():
-        for _, row in runs[(runs["parameters"] == key[0]) & (runs["run.batch_tokens"] == key[1])].iterrows():
-            keys = [k for k in row.index if k.startswith(("model.", "run.", "schedule."))]
-            points.append({**{k: plain(row[k]) for k in keys}, "optimizer.learning_rate": rate})
+    for _, rows in cells(panel, results).table.groupby("group"):
+        best = {key: cell["learning_rate"].iloc[0] for key, cell in rows.groupby(["parameters", "batch_tokens"])}
+        for key, rate in edges(best, tried, results.settings).items():
+            for _, row in runs[(runs["parameters"] == key[0]) & (runs["run.batch_tokens"] == key[1])].iterrows():
+                keys = [k for k in row.index if k.startswith(("model.", "run.", "schedule."))]
+                points.append({**{k: plain(row[k]) for k in keys}, "optimizer.learning_rate": rate})
     return points
 
 

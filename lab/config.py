@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lab.errors import ConfigError
-from lab.models import architecture
+from lab.models import architecture, registry
 
 
 def default_config() -> ConfigDict:
@@ -217,6 +217,14 @@ def validate(cfg: ConfigDict) -> ConfigDict:
     model, run = cfg.model, cfg.run
     if model.kind == "decoder":
         architecture.resolve({**model, "vocab_size": model.vocab_size or 1})
+    if cfg.parametrization.name not in ("standard", "mup"):
+        from lab.parametrization.scales import known  # imports jax: only a name that is not ours pays for it
+
+        architecture.one_of("parametrization.name", cfg.parametrization.name, known())
+    if cfg.parametrization.name != "standard":  # the base model must exist as well
+        base = registry.at_width(model, cfg.parametrization.base_width)
+        if model.kind == "decoder":
+            architecture.resolve({**base, "vocab_size": model.vocab_size or 1})
     micro = microbatch_tokens(cfg)
     for key, tokens in (("run.batch_tokens", run.batch_tokens), ("execution.microbatch_tokens", micro)):
         if tokens % model.sequence_length:
@@ -263,10 +271,10 @@ def meaning(cfg: ConfigDict) -> dict[str, Any]:
     flat = {key: value for key, value in flatten(cfg).items() if not key.startswith("execution.")}
     unread: set[str] = set()
     if cfg.model.kind == "decoder":
-        resolved = architecture.resolve(cfg.model)
-        flat["model.mlp_width"] = resolved.mlp_width
-        if cfg.parametrization.name == "standard":  # elsewhere 0 says how the base model's heads follow its width
-            flat["model.head_width"] = resolved.head_width
+        unread.add("model.remat")
+        if cfg.parametrization.name == "standard":  # elsewhere 0 says how the base model follows its width
+            resolved = architecture.resolve(cfg.model)
+            flat |= {"model.head_width": resolved.head_width, "model.mlp_width": resolved.mlp_width}
     if cfg.parametrization.name == "standard":
         unread.add("parametrization.base_width")
     unread |= {
@@ -283,8 +291,7 @@ def meaning(cfg: ConfigDict) -> dict[str, Any]:
         "exponential": {"averaging.window_fraction"},
         "polynomial": {"averaging.window_tokens"},
     }[cfg.averaging.name]
-    if cfg.data.vocabulary == "byte":
-        unread.add("data.vocabulary_size")
+    unread |= {key for key in flat if key.startswith("data.")}  # the corpus's digest says all of it
     return {key: flat[key] for key in sorted(flat) if key not in unread}
 
 
@@ -299,9 +306,7 @@ def identity(cfg: ConfigDict, corpus_digest: str) -> str:
 
     The corpus enters by digest and not by name or path, so that a moved file is the same corpus.
     """
-    meant = meaning(cfg)
-    del meant["data.corpus"]
-    return digest({"config": meant, "corpus": corpus_digest})
+    return digest({"config": meaning(cfg), "corpus": corpus_digest})
 
 
 def shape(cfg: ConfigDict) -> dict[str, Any]:

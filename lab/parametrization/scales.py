@@ -69,10 +69,15 @@ def register(name: str, parametrization: Parametrization) -> None:
     _PARAMETRIZATIONS[name] = parametrization
 
 
+def known() -> list[str]:
+    """Names that `parametrization.name` may have."""
+    return sorted(set(_BUILT_IN) | set(_PARAMETRIZATIONS))
+
+
 def _find(name: str) -> Parametrization:
     if name in _BUILT_IN and name not in _PARAMETRIZATIONS:
         importlib.import_module(_BUILT_IN[name])
-    one_of("parametrization.name", name, sorted(set(_BUILT_IN) | set(_PARAMETRIZATIONS)))
+    one_of("parametrization.name", name, known())
     return _PARAMETRIZATIONS[name]
 
 

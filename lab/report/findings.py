@@ -91,7 +91,7 @@ def judge(
     verdict, reason = _decide(claim, float(ours), interval, blocked)
     reason = " ".join([reason, *(_sentence(caveat) for caveat in caveats)])
     if claim.recalled:
-        notes = (*notes, "the published value was recalled, not re-read")
+        reason += " The published value was recalled, not re-read."
     return Finding(claim, float(ours), interval, verdict, reason, tuple(notes))
 
 

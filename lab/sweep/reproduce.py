@@ -73,8 +73,12 @@ def train_study(study: Study, corpus: Any, display: Display, retry_failed: bool 
     """Trains all runs, and those that the sweep adds to itself; returns the runs."""
     runs = study.runs(corpus)
     train_missing(study.store, runs, corpus, display, retry_failed)
-    for _ in range(study.sweep.extensions):
-        further = study.experiment.extend(results(study, runs)) if study.experiment.extend else []
+    for _ in range(study.sweep.extensions if study.experiment.extend else 0):
+        try:
+            further = study.experiment.extend(results(study, runs))
+        except ResultsError as error:
+            display.warn(f"the sweep does not extend itself: {error}")
+            break
         known = {run.id for run in runs}
         added = [run for run in study.runs(corpus, further) if run.id not in known]
         if not added:
@@ -116,7 +120,7 @@ def report(
         "runs": len(runs),
         "status": rows["status"].value_counts().to_dict() if rows is not None else {},
         "verdicts": [finding.as_json() for finding in analysis.findings],
-        "notes": list(analysis.notes),
+        "notes": list(dict.fromkeys([*analysis.notes, *(note for f in analysis.findings for note in f.notes)])),
         "tables": {name: f"{name}.csv" for name in analysis.tables},
         "figure": figure.name,
         "table": "table.parquet" if runs else next((f"{name}.csv" for name in analysis.tables), None),

@@ -55,6 +55,9 @@ def train_missing(
     with store.hold([run.id for run in lacking]):
         lacking = missing(store, lacking, retry_failed)  # another process may have ended some before we held them
         for run in lacking:
+            length = run.cfg.model.sequence_length
+            corpus.require("train", length, run.cfg.run.batch_tokens // length)
+            corpus.require("validation", length, 1)
             store.clear_failed(run.id)
         packs = resumable(store, lacking, display)
         seated = {run.id for pack, _ in packs for run in pack}
@@ -113,13 +116,10 @@ def train_pack(
     """Trains one pack to its end, from its newest checkpoint where it has one."""
     from lab.train import provenance
     from lab.train.checkpoint import Checkpointer
-    from lab.train.loop import Interrupted, train
+    from lab.train.loop import Interrupted, rows_are_there, train
     from lab.train.pack import Member, Pack
 
     cfg = runs[0].cfg
-    length = cfg.model.sequence_length
-    corpus.require("train", length, max(run.cfg.run.batch_tokens for run in runs) // length)
-    corpus.require("validation", length, 1)
     for run in runs:
         store.write_config(run.id, {"config": run.cfg.to_dict(), "meaning": meaning(run.cfg), "corpus": corpus.digest})
     meta = {"code": provenance.code(), "hardware": provenance.hardware(), "execution": flatten(cfg.execution)}
@@ -129,6 +129,9 @@ def train_pack(
         options = cfg.execution
         with Checkpointer(directory / "checkpoints", options.checkpoint_keep, display.warn) as checkpointer:
             saved = pack.resume(checkpointer)
+            if saved and not rows_are_there(store, pack):
+                display.warn("curves or records of an interrupted pack are gone: its runs start again")
+                pack, saved = Pack([Member.of(run.id, run.cfg) for run in runs], corpus), None
             changes = differences(flatten({k: saved[k] for k in meta}), flatten(meta)) if saved else []
             if saved is None:
                 pack.start()
@@ -219,5 +222,5 @@ def table(store: RunStore, runs: Sequence[Run]) -> Any:
     for run in runs:
         record = store.read_record(run.id) or {"status": "missing"}
         cfg = {key: value for key, value in flatten(run.cfg).items() if not key.startswith("execution.")}
-        rows.append({"run": run.id, **cfg, "microbatch_tokens": microbatch_tokens(run.cfg), **flatten(record)})
+        rows.append({"run": run.id, **cfg, **flatten(record)})
     return pandas.DataFrame(rows)

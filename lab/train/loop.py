@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lab.config import microbatch_tokens
 from lab.files import write_npz
 from lab.models import counts
 from lab.train.checkpoint import Checkpointer
@@ -73,6 +74,24 @@ def train(pack: Pack, store: RunStore, checkpointer: Checkpointer, meta: dict, r
     """
     with stop_requests() as stopping:
         _Loop(pack, store, checkpointer, meta, report).run(stopping)
+
+
+def rows_are_there(store: RunStore, pack: Pack) -> bool:
+    """Whether everything that the members wrote before the pack's tick is still on disk, so that it may go on."""
+    steps = dict(zip(pack.slots, np.asarray(pack.state.step).tolist()))
+    diverged = dict(zip(pack.slots, np.asarray(pack.state.diverged).tolist()))
+    for member in pack.members.values():
+        if member.run in pack.left:
+            return False  # it had ended, but its record is gone
+        curves = store.curves(member.run, layout(member))
+        evaluated = sum(tick <= pack.tick for tick in member.evaluation_ticks)
+        trained = steps[member.run]
+        if diverged[member.run]:  # nothing is written after the step that diverged
+            trained = min(trained, -(-diverged[member.run] // member.accumulation))
+        for name, rows in (("train", trained), ("evaluations", evaluated)):
+            if int((curves.read(name).index < rows).sum()) < rows:
+                return False
+    return True
 
 
 class _Loop:
@@ -183,6 +202,7 @@ class _Loop:
             "diverged_tick": diverged or None,
             "steps": int(last["step"]),
             "tokens": int(last["tokens"]),
+            "microbatch_tokens": microbatch_tokens(member.cfg),
             "sequences": sequences,
             "epochs": sequences / held,
             "loss": number(last["loss"]),

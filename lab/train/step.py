@@ -151,14 +151,13 @@ class Step:
 
     def compare_halves(self, weights: Any, tokens: jax.Array, gradient: Any, hyper: dict) -> jax.Array:
         """|gA - gB|^2, gA . gB and 1, for mean gradients of the halves [B/2] of a micro-batch whose sum is `gradient`."""
-        half = tokens.shape[0] // 2
-        if half == 0:
+        half, odd = divmod(tokens.shape[0], 2)
+        if odd:  # unequal halves have another expectation
             return jnp.zeros((3,), jnp.float32)
         first = jax.grad(self.loss, has_aux=True)(weights, tokens[:half], hyper)[0]
-        count_a = half * (tokens.shape[1] - 1)
-        count_b = (tokens.shape[0] - half) * (tokens.shape[1] - 1)
-        a = [g / count_a for g in jax.tree.leaves(first)]
-        b = [(g - f) / count_b for g, f in zip(jax.tree.leaves(gradient), jax.tree.leaves(first))]
+        count = half * (tokens.shape[1] - 1)
+        a = [g / count for g in jax.tree.leaves(first)]
+        b = [(g - f) / count for g, f in zip(jax.tree.leaves(gradient), jax.tree.leaves(first))]
         difference = sum(jnp.vdot(x - y, x - y) for x, y in zip(a, b))
         product = sum(jnp.vdot(x, y) for x, y in zip(a, b))
         return jnp.stack([difference, product, jnp.ones_like(product)]).astype(jnp.float32)

@@ -72,7 +72,7 @@ def test_json_has_the_six_keys():
 
 def test_claims_are_checked_and_recalled_numbers_are_marked():
     recalled = Claim("grows", "paper", 0.47, "exponent", "sign", recalled=True)
-    assert "recalled" in judge(recalled, 0.3, Interval(0.1, 0.5, 0.95)).notes[-1]
+    assert "recalled" in judge(recalled, 0.3, Interval(0.1, 0.5, 0.95)).reason
     valid = {"text": "t", "source": "s", "published": 1.0, "unit": "u", "kind": "sign"}
     for wrong in ({"kind": "equals"}, {"published": 0.0}, {"kind": "roughly"}, {"published": math.nan}):
         with pytest.raises(ValueError):
