@@ -275,11 +275,8 @@ def reproduce(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     if options.published:
         return published(options, overrides)
     study, corpus, runs = trained(options, overrides)
-    from lab.train.provenance import code, hardware
-
     analysis = study.experiment.analyse(results(study, runs))
-    provenance = {"code": code(), "hardware": hardware(), "cost": study.cost(runs)}
-    document = report(study, analysis, runs, corpus, provenance)
+    document = report(study, analysis, runs, corpus)
     present(document, study.directory, options)
     return failures(document["status"])
 
@@ -293,8 +290,8 @@ def published(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     if experiment.published is None:
         raise ResultsError(f"{experiment.id} has no published table to analyse: leave --published out")
     analysis = experiment.published(Path(options.published))
-    study = dataclasses.replace(open_study(experiment, "paper", {}, store_of(options)), scale="published")
-    document = report(study, analysis, [], None, {"published": Path(options.published).name})
+    study = dataclasses.replace(open_study(experiment, next(iter(experiment.scales)), {}, store_of(options)), scale="published")
+    document = report(study, analysis, [], None)
     return present(document, study.directory, options)
 
 

@@ -85,7 +85,7 @@ def default_config() -> ConfigDict:
                 "validation_fraction": 0.05,
             },
             "evaluation": {
-                "points": 32,  # evaluations before the horizon, log-spaced in tokens; one more at the horizon
+                "points": 32,  # evaluations, log-spaced in tokens, the last one at the horizon
                 "first_tokens": 32768,
                 "sequences": 128,
             },
@@ -111,7 +111,7 @@ CHOICES = {
     "execution.run_axis": ("auto", "map", "vmap"),
 }
 POSITIVE = (
-    "model.width model.depth model.sequence_length parametrization.base_width parametrization.init_scale "
+    "model.width model.depth model.sequence_length model.rope_base parametrization.base_width parametrization.init_scale "
     "optimizer.learning_rate optimizer.epsilon "
     "averaging.window_tokens averaging.window_fraction run.horizon_tokens run.batch_tokens data.vocabulary_size "
     "evaluation.points evaluation.first_tokens evaluation.sequences execution.microbatch_tokens execution.pack_runs "
@@ -214,6 +214,9 @@ def validate(cfg: ConfigDict) -> ConfigDict:
     for key, value in flat.items():
         if isinstance(value, (int, float)) and value < 0:
             raise ConfigError(f"{key}: found {value}, expected at least 0")
+    for key in ("run.seed", "run.data_seed"):
+        if flat[key] >= 2**32:
+            raise ConfigError(f"{key}: found {flat[key]}, expected a number below 2^32")
     model, run = cfg.model, cfg.run
     if model.kind == "decoder":
         architecture.resolve({**model, "vocab_size": model.vocab_size or 1})

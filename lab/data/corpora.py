@@ -120,7 +120,7 @@ def source_files(corpus: str) -> list[Path]:
     found = [path for path in _python_files(library) if not path.name.startswith("_sysconfigdata")]
     if corpus == "pysource-all":
         for packages in sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}):
-            found += sorted(path for path in Path(packages).rglob("*.py"))
+            found += sorted(p for p in Path(packages).rglob("*.py") if not p.name.startswith("__editable__"))
     return found
 
 

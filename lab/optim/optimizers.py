@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+HYPERPARAMETERS = ("beta1", "beta2", "epsilon", "momentum", "clip_norm")
 FAMILY = {"adamw": "adam", "lion": "adam", "sgd": "sgd"}  # which learning-rate rule of a parametrization applies
 
 
@@ -35,8 +36,7 @@ def direction(name: str, hyper: dict[str, jax.Array]) -> optax.GradientTransform
 
 def init(name: str, weights: Any) -> Any:
     """Optimizer state for `weights`; every array of it is fresh, so that it may be donated."""
-    zero = {key: 0.0 for key in ("beta1", "beta2", "epsilon", "momentum", "clip_norm")}
-    return direction(name, zero).init(weights)
+    return direction(name, dict.fromkeys(HYPERPARAMETERS, 0.0)).init(weights)
 
 
 def update(

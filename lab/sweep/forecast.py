@@ -9,9 +9,10 @@ from typing import Any
 
 from lab.errors import DataError
 from lab.models import counts
+from lab.sweep.history import events
 from lab.sweep.plan import Run, cost, describe_pack, make_packs, whole_tokens
 from lab.sweep.reproduce import Study, open_corpus
-from lab.sweep.run import Display, history, missing
+from lab.sweep.run import Display, missing
 from lab.train.store import RunStore
 
 FLOPS_PER_CORE = 3e10  # sustained by packs of small models on one CPU core; used where nothing has been measured
@@ -66,7 +67,7 @@ def measured(store: RunStore) -> float | None:
     """FLOPs per second over the packs that ended under this root, compilation and evaluation in the time."""
     flops = seconds = 0.0
     for path in (Path(store.root) / "packs").glob("*/history.jsonl"):
-        for event in history(path.parent):
+        for event in events(path.parent):
             if event["event"] == "end":
                 flops += event["flops"]
                 seconds += event["seconds"]

@@ -10,12 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lab.config import digest, nearest, override
+from lab.config import digest, get, nearest, override
 from lab.errors import ConfigError, ResultsError
 from lab.files import write_beside
 from lab.sweep.experiment import Analysis, Experiment, Results, Sweep
+from lab.sweep.history import provenance
 from lab.sweep.plan import Run, make_runs, whole_tokens
-from lab.sweep.run import Display, seconds_spent, table, train_missing
+from lab.sweep.run import Display, table, train_missing
 from lab.train.store import RunStore, read_json, write_json, write_table
 
 
@@ -32,7 +33,8 @@ class Study:
     @property
     def directory(self) -> Path:
         """Where the report lies: the scale's, or one of its own where there are overrides."""
-        name = f"{self.scale}-{digest(dict(self.overrides), 8)}" if self.overrides else self.scale
+        meant = {key: get(self.sweep.base, key) for key in self.overrides if not key.startswith("execution.")}
+        name = f"{self.scale}-{digest(meant, 8)}" if meant else self.scale
         return self.store.sweep_directory(self.experiment.id, name)
 
     def runs(self, corpus: Any, points: Sequence[Mapping[str, Any]] | None = None) -> list[Run]:
@@ -40,10 +42,6 @@ class Study:
         points = self.sweep.points if points is None else points
         points = [{k: v for k, v in point.items() if k not in self.overrides} for point in points]
         return make_runs(self.sweep.base, points, corpus.vocab_size, corpus.digest)
-
-    def cost(self, runs: Sequence[Run]) -> dict[str, float]:
-        """Tokens, FLOPs and wall-clock seconds (compilation and evaluation included) of the packs of these runs."""
-        return {"tokens": sum(whole_tokens(run.cfg) for run in runs), "seconds": seconds_spent(self.store, runs)}
 
 
 def open_study(experiment: Experiment, scale: str, overrides: Mapping[str, Any], store: RunStore) -> Study:
@@ -103,9 +101,7 @@ def results(study: Study, runs: Sequence[Run]) -> Results:
     return Results(rows, lambda run: study.store.curves(run).read("evaluations"), study.sweep.settings)
 
 
-def report(
-    study: Study, analysis: Analysis, runs: Sequence[Run], corpus: Any | None, provenance: Mapping[str, Any]
-) -> dict[str, Any]:
+def report(study: Study, analysis: Analysis, runs: Sequence[Run], corpus: Any | None) -> dict[str, Any]:
     """Writes the figure, the tables and `report.json`; returns the report."""
     directory = study.directory
     directory.mkdir(parents=True, exist_ok=True)
@@ -113,6 +109,10 @@ def report(
     for name, frame in analysis.tables.items():
         write_beside(directory / f"{name}.csv", frame.to_csv(index=False).encode())
     rows = table(study.store, runs) if runs else None
+    trained = {}
+    if runs:
+        trained = provenance(study.store, runs)
+        trained["cost"] = {"tokens": sum(whole_tokens(run.cfg) for run in runs), "seconds": trained.pop("seconds")}
     document = {
         "id": study.experiment.id,
         "scale": study.scale,
@@ -126,7 +126,7 @@ def report(
         "table": "table.parquet" if runs else next((f"{name}.csv" for name in analysis.tables), None),
         "corpus": None if corpus is None else {"name": corpus.name, "digest": corpus.digest, "train_tokens": corpus.train_tokens},
         "overrides": dict(study.overrides),
-        **provenance,
+        **trained,
     }
     write_json(directory / "report.json", document)
     return document

@@ -6,18 +6,18 @@ goes on as the pack it was; runs that are new form packs of their own.
 
 from __future__ import annotations
 
-import datetime
-import json
 import shutil
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from lab.config import differences, flatten, meaning, microbatch_tokens
 from lab.errors import ResultsError, UserError
-from lab.files import full_disk_in_one_line, write_beside
+from lab.files import write_beside
 from lab.models import counts
+from lab.sweep.history import log
 from lab.sweep.plan import Run, make_packs, whole_tokens
 from lab.train.store import RunStore, read_json, write_json
 
@@ -151,8 +151,9 @@ def train_pack(
     except (UserError, Interrupted, KeyboardInterrupt):
         raise
     except Exception as error:  # one broken pack must not end the sweep; the record says what broke, and `--retry` tries again
+        write_beside(directory / "error.txt", traceback.format_exc().encode())
         text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        display.warn(f"a pack of {len(runs)} runs failed: {text}")
+        display.warn(f"a pack of {len(runs)} runs failed: {text} (all of it in {directory / 'error.txt'})")
         for run in missing(store, runs):
             store.write_record(run.id, {"status": "failed", "error": text})
     finally:
@@ -181,37 +182,16 @@ def export(store: RunStore, name: str, out: Path) -> dict[str, Any]:
     run = found[0]
     weights, record = store.run_directory(run) / "weights.npz", store.read_record(run)
     if weights.exists() and record:
+        length = store.read_config(run)["config"]["model"]["sequence_length"]
         write_beside(out, weights.read_bytes())
-        return {"run": run, "step": record["steps"], "out": str(out)}
+        return {"run": run, "tick": record["sequences"] * length // record["microbatch_tokens"], "out": str(out)}
     for path in (Path(store.root) / "packs").glob("*/checkpoints"):
         newest = checkpoint.latest(path)
         if newest and run in newest[1]["slots"]:
-            tick, meta = checkpoint.export(path, newest[1]["slots"].index(run), out)
-            return {"run": run, "step": None, "tick": tick, "out": str(out)}
+            tick, place = newest
+            checkpoint.export(path, place["slots"].index(run), out, tick, ("weights/", "average/"))
+            return {"run": run, "tick": tick, "out": str(out)}
     raise ResultsError(f"run {run} has no weights yet: it has not reached a checkpoint")
-
-
-def log(directory: Path, event: dict[str, Any]) -> None:
-    """Appends to the pack's history: on what it started, went on and ended."""
-    directory.mkdir(parents=True, exist_ok=True)
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    with full_disk_in_one_line(directory), open(directory / "history.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": now, **event}) + "\n")
-
-
-def seconds_spent(store: RunStore, runs: Sequence[Run]) -> float:
-    """Wall-clock seconds of the packs that trained these runs, as far as they ended."""
-    wanted, seconds = {run.id for run in runs}, 0.0
-    for path in (Path(store.root) / "packs").glob("*/members.json"):
-        if wanted & set(read_json(path)["runs"]):
-            seconds += sum(event.get("seconds", 0.0) for event in history(path.parent))
-    return seconds
-
-
-def history(directory: Path) -> list[dict[str, Any]]:
-    """The events of a pack, oldest first."""
-    path = directory / "history.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def table(store: RunStore, runs: Sequence[Run]) -> Any:

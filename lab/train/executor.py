@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lab.optim import optimizers
 from lab.train.sharding import BATCH, batch_devices, state_shardings
 from lab.train.step import METRICS, RunState, Step
 
@@ -84,7 +85,7 @@ class Executor:
         tree = jax.tree.map(lambda _: number, weights)
         return {
             "seed": jax.ShapeDtypeStruct((self.slots,), jnp.uint32),
-            "optimizer": {k: number for k in ("beta1", "beta2", "epsilon", "momentum", "clip_norm")},
+            "optimizer": dict.fromkeys(optimizers.HYPERPARAMETERS, number),
             "scales": {k: tree for k in ("init_std", "forward", "learning_rate", "weight_decay")},
             "scalars": {k: number for k in ("embedding", "residual", "attention", "readout")},
             "z_loss": number,

@@ -195,17 +195,20 @@ class _Loop:
         arrays = {"/".join(names(path)): np.asarray(leaf[slot]) for path, leaf in leaves}
         write_npz(self.store.run_directory(member.run) / "weights.npz", arrays)
         sequences = member.sequences(diverged or member.timeline.ticks)
+        steps = -(-diverged // member.accumulation) if diverged else int(last["step"])
         held = self.pack.corpus.sequences("train", self.pack.sequence_length)
+        per_token = self.pack.corpus.bytes_per_token
         number = lambda x: x if np.isfinite(x) else None  # noqa: E731
         record = {
             "status": "diverged" if diverged else "finished",
             "diverged_tick": diverged or None,
-            "steps": int(last["step"]),
-            "tokens": int(last["tokens"]),
+            "steps": steps,
+            "tokens": steps * member.cfg.run.batch_tokens,
             "microbatch_tokens": microbatch_tokens(member.cfg),
             "sequences": sequences,
             "epochs": sequences / held,
             "loss": number(last["loss"]),
+            "bits_per_byte": number(last["loss"] / np.log(2) / per_token) if per_token else None,
             "parameters": counts.parameters(member.cfg.model),
             "flops_per_token": counts.flops_per_token(member.cfg.model),
         }

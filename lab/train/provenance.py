@@ -30,6 +30,15 @@ def code() -> dict[str, Any]:
     return {"source": text.hexdigest()[:16], "commit": commit, "python": platform.python_version(), **versions}
 
 
+def processor() -> str:
+    """The CPU's model name, or its architecture where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def hardware() -> dict[str, Any]:
     """Platform, kind and number of devices, and the host's usable cores, on which a CPU's rounding depends."""
     import jax
@@ -41,6 +50,6 @@ def hardware() -> dict[str, Any]:
         "device": devices[0].device_kind,
         "devices": len(devices),
         "cores": cores,
-        "machine": platform.machine(),
+        "processor": processor(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
