@@ -327,5 +327,5 @@ def export_run(options: argparse.Namespace, overrides: Mapping[str, str]) -> int
 
     no_overrides(overrides)
     document = export(store_of(options), options.run, Path(options.out))
-    show_document(options, document, [f"{document['run']} at step {document['step']}: {document['out']}"])
+    show_document(options, document, [f"{document['run']} at tick {document['tick']}: {document['out']}"])
     return 0

@@ -230,7 +230,7 @@ def test_export_takes_one_run_out(tmp_path, two_checkpoints):
         np.testing.assert_array_equal(taken["keys"], expected.keys[3])
         assert taken["step"] == 2 and json.loads(str(taken["meta"]))["tick"] == 2
         assert len(taken.files) == len(jax.tree.leaves(expected)) + 1
-    assert export(directory, 0, tmp_path / "run.npz", tick=1, prefix="weights/")[0] == 1
+    assert export(directory, 0, tmp_path / "run.npz", tick=1, prefixes=("weights/",))[0] == 1
     with np.load(tmp_path / "run.npz") as taken:
         assert sorted(taken.files) == ["meta", "weights/embed", "weights/low", "weights/mlp/up"]
     for wrong in ({"index": 8}, {"index": 0, "tick": 7}, {"index": 0, "prefix": "wieghts/"}):
