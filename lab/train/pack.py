@@ -107,7 +107,7 @@ class Pack:
         """Chooses the mesh and how the run axis is executed.
 
         Raises:
-          ConfigError: where the mesh cannot be had or does not divide a micro-batch.
+          ConfigError: where the mesh cannot be had, does not divide a micro-batch, or allows no `map`.
         """
         mode, mesh = self.cfg.execution.run_axis, make_mesh(self.cfg.execution.mesh, seats)
         sequences = microbatch_tokens(self.cfg) // self.sequence_length
@@ -116,8 +116,15 @@ class Pack:
                 f"execution.mesh: data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} devices do not share a micro-batch of "
                 f"{sequences} sequences evenly; change the mesh or execution.microbatch_tokens"
             )
+        # XLA's partitioner aborts the process where a `shard_map` over runs leaves it two kinds of axes to split.
+        unmappable = mesh.shape["run"] > 1 and mesh.shape["tensor"] > 1 and batch_devices(mesh) > 1
+        if mode == "map" and unmappable:
+            raise ConfigError(
+                "execution.run_axis: found map on a mesh that splits runs, tensors and sequences at once, expected vmap there"
+            )
         if mode == "auto":
-            mode = "map" if jax.default_backend() == "cpu" or seats == 1 else "vmap"
+            looped = (jax.default_backend() == "cpu" or seats == 1) and not unmappable
+            mode = "map" if looped else "vmap"
         self.mesh, self.mode = mesh, mode
 
     def seat(self, runs: list[str]) -> None:

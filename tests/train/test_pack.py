@@ -214,6 +214,7 @@ def test_a_mesh_that_cannot_be_is_refused_in_one_line():
     for change, message in (
         ({"execution__mesh__run": 3, "execution__mesh__data": 4}, "needs 12 devices, found 8"),
         ({"execution__mesh__data": 3}, "do not share a micro-batch of 8 sequences"),
+        ({f"execution__mesh__{axis}": 2 for axis in ("run", "data", "tensor")} | {"execution__run_axis": "map"}, "expected vmap"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
             pack(config(**change), start=False)

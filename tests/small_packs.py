@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from lab import data
 from lab.config import default_config, override, validate, with_vocabulary
@@ -84,3 +85,11 @@ def assert_same(found, expected):
 
 def assert_close(found, expected, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), found, expected)
+
+
+@pytest.fixture
+def quickly_compiled():
+    """Compilation in half the time, for tests that compare no bits of differently compiled programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
