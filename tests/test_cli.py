@@ -202,7 +202,7 @@ def test_export_takes_out_the_weights_of_one_run(reproduced, lab, tmp_path):
     root, _ = reproduced
     run = sorted(path.name for path in (root / "runs").iterdir())[0]
     answer = document(lab("export", run[:9], tmp_path / "weights.npz", "--root", root, "--json"))
-    assert answer["run"] == run and answer["step"] > 0
+    assert answer["run"] == run and answer["tick"] > 0
     taken, kept = dict(np.load(answer["out"])), dict(np.load(root / "runs" / run / "weights.npz"))
     chex.assert_trees_all_equal(taken, kept)
     chex.assert_tree_all_finite(taken)
