@@ -223,7 +223,8 @@ class _GroupRuns:
                 total = weights.sum(1)
                 mean = (weights * np.nan_to_num(log_steps)).sum(1) / total
                 missing = (weights * censored).sum(1) / total
-                score.append(np.where(missing < 1, mean + 1e6 * missing, 2e6 - mean))  # of rates that all miss, the best bound
+                # Among rates that miss with every seed, the one with the largest bound comes first.
+                score.append(np.where(missing < 1, mean + 1e6 * missing, 2e6 - mean))
                 logs.append(log_steps)
                 missed.append(censored)
             best = np.argmin(score, axis=0)
@@ -271,7 +272,7 @@ class _GroupRuns:
 
 
 def _shared_weights(groups: list[_GroupRuns], count: int, rng: np.random.Generator):
-    """(cell, seed) weights [R, runs] per group: one weight for each (model size, batch size), one for each (size, seed).
+    """(cell, seed) weights [R, runs] per group: one for each (model size, batch size), one for each (size, seed).
 
     Seeds are crossed with batch sizes: runs of one seed start from the same weights and read the same data, so that a
     seed that is slow at one batch size is slow at all, which moves no B*.

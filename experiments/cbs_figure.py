@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from experiments.cbs_analysis import Analysis
 from experiments.cbs_claims import PAPER_SEQUENCE
 from lab.report import figure as draw
+from lab.report.findings import Finding
 
 _FAR = 1.5
 """Published line this factor from ours (in the middle): its slope is drawn through our points as well."""
@@ -32,6 +33,25 @@ def panel_figure(analysis: Analysis, stem: str | Path, subtitle: str = "") -> tu
         _overhead_curves(left, analysis)
         _law(right, analysis)
         draw.caption(figure, analysis.findings, below - 0.05)
+    return draw.save(figure, stem)
+
+
+def comparison_figure(
+    fixed_model: Analysis, fixed_data: Analysis, finding: Finding, stem: str | Path, subtitle: str = ""
+) -> tuple[Path, Path]:
+    """B* against tokens at one size beside B* against size at one amount of data, on one scale."""
+    with draw.style():
+        below = draw.caption_height([finding]) + 0.2
+        height = 4.9 + below
+        figure, panels = draw.plt.subplots(1, 2, figsize=(10.4, height), sharey=True)
+        figure.subplots_adjust(left=0.07, right=0.93, wspace=0.3, top=1 - 0.85 / height, bottom=(below + 0.55) / height)
+        figure.text(0.02, 1 - 0.12 / height, "Critical batch size: data or size", size=12, weight="bold", va="top")
+        if subtitle:
+            figure.text(0.02, 1 - 0.38 / height, subtitle, size=8.5, color=draw.FAINT, va="top")
+        for axes, analysis in zip(panels, (fixed_model, fixed_data)):
+            _law(axes, analysis)
+            axes.set_title(analysis.panel.title)
+        draw.caption(figure, [finding], below - 0.05)
     return draw.save(figure, stem)
 
 

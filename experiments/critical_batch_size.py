@@ -10,15 +10,15 @@ by 20 %. Three panels vary what the horizon and the model are:
     fixed-model   one N, D grows                      published B* = 17.75 D^0.47
     fixed-data    one D, N grows                      published B* = 621.3 N^0.087
 
-Our reference batch is smaller than the paper's by about as much as our B* is: the definition depends on it, so the
-limit of small batches is reported beside it, and the gradient noise scale (McCandlish et al. 2018) as a second estimate.
+and one experiment puts the last two beside each other. Our reference batch is smaller than the paper's by about as much
+as our B* is: the definition depends on it, so the limit of small batches is reported beside it, and the gradient noise
+scale (McCandlish et al. 2018) as a second estimate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from lab.config import default_config, override
 from lab.models import counts
 from lab.sweep.axes import Point, axis, powers, product
-from lab.sweep.experiment import Analysis, Experiment, Results, Sweep, edge_points
+from lab.sweep.experiment import Experiment, Sweep
 
 PAPER = "Zhang et al. 2024, How Does Critical Batch Size Scale in Pre-training?, arXiv 2410.21676"
 TOKENS_PER_PARAMETER = 20
@@ -36,7 +36,7 @@ Size = tuple[int, int]  # width, depth
 
 
 def base(**changes: Any) -> ConfigDict:
-    """What every run of the paper shares: QK-norm, GELU, RoPE, no decay, clipping at 1, averaging instead of cooldown."""
+    """What every run of the paper shares: QK-norm, GELU, RoPE, clipping at 1, averaging in place of any decay."""
     fixed = {
         "model.norm": "layer",
         "model.qk_norm": True,
@@ -120,8 +120,7 @@ def sweep(
     """
 
     def warmup_tokens(cfg: ConfigDict) -> int:
-        shortest = min(horizons) if horizons else tokens or TOKENS_PER_PARAMETER * non_embedding(cfg)
-        return int(warmup * shortest)
+        return int(warmup * (min(horizons, default=tokens) or TOKENS_PER_PARAMETER * non_embedding(cfg)))
 
     points = product(
         models,
@@ -131,7 +130,15 @@ def sweep(
         [{"run.seed": seed, "run.data_seed": seed} for seed in range(seeds)],
         rates(centre, power, factors, reference),
     )
-    settings = {"reference_tokens": reference, "tokens": tokens, "horizons": list(horizons), "centre": centre, "power": power}
+    settings = {
+        "reference_tokens": reference,
+        "tokens": tokens,
+        "horizons": list(horizons),
+        "centre": centre,
+        "power": power,
+        "models": [(model["model.width"], model["model.depth"]) for model in models],
+        "warmup_tokens": None if tokens is None else int(warmup * min(horizons, default=tokens)),
+    }
     return Sweep(cfg, points, note, settings, extensions)
 
 
@@ -158,8 +165,8 @@ def smoke(panel: str) -> Sweep:
 def tiny(panel: str) -> Sweep:
     """Two CPU cores, ten minutes a panel.
 
-    The critical batch of so short a training is a few hundred tokens, so the reference batch is two sequences of 64. muP
-    carries the learning rate over the sizes, so that one narrow grid serves them all.
+    The critical batch of so short a training is a few hundred tokens, so the reference batch is two sequences of 64.
+    muP carries the learning rate over the sizes, so that one narrow grid serves them all.
     """
     cfg = base(
         **{
@@ -245,127 +252,20 @@ def paper(panel: str) -> Sweep:
     )
 
 
-def groups(panel: str, results: Results) -> list[Any]:
-    """The overhead curves of a panel: one per size, or one per horizon of the one size."""
-    from experiments.cbs_cells import Group
-    from lab.report.text import quantity
-
-    settings, found = results.settings, sorted(set(results.table["parameters"]))
-    if settings["horizons"]:
-        return [Group(f"D = {quantity(tokens)}", found[0], tokens) for tokens in settings["horizons"]]
-    fixed = settings["tokens"]
-    return [Group(f"N = {quantity(n)}", n, fixed or TOKENS_PER_PARAMETER * n) for n in found]
+def together(make: Any) -> Sweep:
+    """Both panels that hold one thing fixed; their runs are those panels' own and are trained once."""
+    parts = {panel: make(panel) for panel in ("fixed-model", "fixed-data")}
+    first = parts["fixed-model"]
+    points = [point for part in parts.values() for point in part.points]
+    settings = {panel: part.settings for panel, part in parts.items()}
+    return Sweep(first.base, points, first.note, settings, first.extensions)
 
 
-def cells(panel: str, results: Results) -> Any:
-    """Steps to target by group, batch size and seed."""
-    from experiments.cbs_cells import cells_from_runs
+def study(name: str, *arguments: Any) -> Any:
+    """Calls a function of `cbs_study`, which loads pandas and scipy: not for `lab list`."""
+    from experiments import cbs_study
 
-    return cells_from_runs(
-        results.table, results.evaluations, groups(panel, results), results.settings["reference_tokens"]
-    )
-
-
-def extend(panel: str, results: Results) -> list[Point]:
-    """One more learning rate, all seeds, where the best one of a size, horizon and batch size lies on the edge of its grid.
-
-    The limits are a factor of eight about the centre of the grid.
-    """
-    results = with_columns(results)
-    runs, points = results.table, []
-    tried = {key: sorted(set(rows["optimizer.learning_rate"])) for key, rows in runs.groupby(["parameters", "run.batch_tokens"])}
-    for _, rows in cells(panel, results).table.groupby("group"):
-        best = {key: cell["learning_rate"].iloc[0] for key, cell in rows.groupby(["parameters", "batch_tokens"])}
-        for key, rate in edges(best, tried, results.settings).items():
-            for _, row in runs[(runs["parameters"] == key[0]) & (runs["run.batch_tokens"] == key[1])].iterrows():
-                keys = [k for k in row.index if k.startswith(("model.", "run.", "schedule."))]
-                points.append({**{k: plain(row[k]) for k in keys}, "optimizer.learning_rate": rate})
-    return points
-
-
-def edges(best: dict, tried: dict, settings: Any) -> dict:
-    """The next learning rate of each cell whose best one is on an edge."""
-    further = {}
-    for key in best:
-        centre = settings["centre"] * (key[1] / settings["reference_tokens"]) ** settings["power"]
-        further.update(edge_points({key: best[key]}, {key: tried[key]}, (centre / 8, centre * 8)))
-    return further
-
-
-def plain(value: Any) -> Any:
-    """A table's number as a Python number."""
-    return value.item() if hasattr(value, "item") else value
-
-
-def with_columns(results: Results) -> Results:
-    """The table with the columns that the cells are made from."""
-    import dataclasses
-
-    table = results.table.assign(
-        parameters=results.table["parameters.non_embedding"], sequence_length=results.table["model.sequence_length"]
-    )
-    return dataclasses.replace(results, table=table[table["status"].isin(["finished", "diverged"])])
-
-
-def analyse(panel: str, results: Results) -> Analysis:
-    """Cells, overhead fits, power law, noise scale, verdicts."""
-    from experiments import cbs_analysis
-
-    results = with_columns(results)
-    made = cells(panel, results)
-    length = int(results.table["sequence_length"].iloc[0])
-    settings = cbs_analysis.Settings(results.settings["reference_tokens"] / length)
-    analysis = cbs_analysis.analyse(made, panel, settings, probes(panel, results, made.table), caveats(results))
-    return conclude(analysis, made, f"{results.table['data.corpus'].iloc[0]}, {len(results.table)} runs")
-
-
-def conclude(analysis: Any, made: Any, subtitle: str) -> Analysis:
-    """The panel's tables, notes and figure as a report takes them."""
-    from experiments import cbs_analysis, cbs_figure
-
-    tables = {"critical_batch": cbs_analysis.group_table(analysis), "sensitivity": analysis.sensitivity, "cells": made.table}
-    draw = lambda stem: Path(cbs_figure.panel_figure(analysis, stem, subtitle)[0])  # noqa: E731
-    return Analysis(analysis.findings, tables, analysis.notes, draw)
-
-
-def probes(panel: str, results: Results, table: Any) -> Any:
-    """Gradient-noise probes per group: the reference batch's best runs, over the second half of the way to D."""
-    import numpy as np
-    import pandas as pd
-
-    rows = []
-    for group in groups(panel, results):
-        mine = table[(table["group"] == group.label) & (table["batch_tokens"] == results.settings["reference_tokens"])]
-        if mine.empty:
-            continue
-        chosen = results.table[
-            (results.table["parameters"] == group.parameters)
-            & (results.table["run.batch_tokens"] == results.settings["reference_tokens"])
-            & (results.table["optimizer.learning_rate"] == mine["learning_rate"].iloc[0])
-        ]
-        for _, run in chosen.iterrows():
-            curve = results.evaluations(run["run"])
-            curve = curve[(curve["tokens"] >= group.tokens / 2) & (curve["tokens"] <= 1.01 * group.tokens)]
-            sums = np.diff(curve[["noise_difference", "noise_product", "noise_probes"]].to_numpy(), axis=0)
-            half = run["microbatch_tokens"] // run["sequence_length"] // 2
-            rows += [(group.label, d / n, p / n, half) for d, p, n in sums if n > 0 and half]
-    return pd.DataFrame(rows, columns=["group", "squared_difference", "inner_product", "half_sequences"]) if rows else None
-
-
-def caveats(results: Results) -> list[str]:
-    """Sentences that belong to every verdict."""
-    most = results.table["epochs"].max()
-    return [f"the longest run passes over the corpus {most:.1f} times"] if most > 1 else []
-
-
-def published(panel: str, path: Path) -> Analysis:
-    """The authors' own steps to target through the same analysis."""
-    from experiments import cbs_analysis, cbs_cells
-    from experiments.cbs_claims import PAPER_REFERENCE_TOKENS, PAPER_SEQUENCE
-
-    made = cbs_cells.read_published(path)
-    settings = cbs_analysis.Settings(PAPER_REFERENCE_TOKENS / PAPER_SEQUENCE)
-    return conclude(cbs_analysis.analyse(made, panel, settings), made, "the authors' steps to target")
+    return getattr(cbs_study, name)(*arguments)
 
 
 SUMMARIES = {
@@ -380,9 +280,18 @@ EXPERIMENTS = [
         paper=PAPER,
         summary=summary,
         scales={make.__name__: partial(make, panel) for make in (smoke, tiny, small, paper)},
-        analyse=partial(analyse, panel),
-        extend=partial(extend, panel),
-        published=partial(published, panel) if panel == "chinchilla" else None,
+        analyse=partial(study, "analyse", panel),
+        extend=partial(study, "extend", panel),
+        published=partial(study, "published", panel) if panel == "chinchilla" else None,
     )
     for panel, summary in SUMMARIES.items()
+] + [
+    Experiment(
+        id="critical-batch-size/data-or-size",
+        paper=PAPER,
+        summary="Whether the critical batch size follows the data or the model: the last two beside each other.",
+        scales={make.__name__: partial(together, make) for make in (smoke, tiny, small, paper)},
+        analyse=partial(study, "compare"),
+        extend=partial(study, "extend_parts"),
+    )
 ]

@@ -83,6 +83,7 @@ def train_study(study: Study, corpus: Any, display: Display, retry_failed: bool 
             break
         display.say(f"the best value of a tuned axis lies on its edge: {len(added)} runs more")
         runs += added
+        display.add(sum(whole_tokens(run.cfg) for run in added))
         train_missing(study.store, runs, corpus, display)
     write_table(study.directory / "table.parquet", table(study.store, runs))
     return runs
@@ -97,7 +98,8 @@ def results(study: Study, runs: Sequence[Run]) -> Results:
     rows = table(study.store, runs)
     if not rows["status"].isin(["finished", "diverged"]).any():
         errors = rows["error"].dropna().unique() if "error" in rows else []
-        raise ResultsError(f"{study.experiment.id}: no run has finished" + (f"; the first error: {errors[0]}" if len(errors) else ""))
+        first = f"; the first error: {errors[0]}" if len(errors) else ""
+        raise ResultsError(f"{study.experiment.id}: no run has finished{first}")
     return Results(rows, lambda run: study.store.curves(run).read("evaluations"), study.sweep.settings)
 
 
@@ -124,7 +126,7 @@ def report(study: Study, analysis: Analysis, runs: Sequence[Run], corpus: Any | 
         "tables": {name: f"{name}.csv" for name in analysis.tables},
         "figure": figure.name,
         "table": "table.parquet" if runs else next((f"{name}.csv" for name in analysis.tables), None),
-        "corpus": None if corpus is None else {"name": corpus.name, "digest": corpus.digest, "train_tokens": corpus.train_tokens},
+        "corpus": corpus and corpus.description,
         "overrides": dict(study.overrides),
         **trained,
     }

@@ -25,6 +25,7 @@ from lab.train.store import RunStore, read_json, write_json
 class Display(Protocol):
     """What is told of a sweep while it runs."""
 
+    def add(self, tokens: int) -> None: ...
     def say(self, line: str) -> None: ...
     def warn(self, line: str) -> None: ...
     def pack(self, index: int, packs: int, runs: Sequence[Run], tick: int) -> None: ...
@@ -88,8 +89,8 @@ def resumable(store: RunStore, lacking: Sequence[Run], display: Display) -> list
         micro = microbatch_tokens(wanted[unfinished[0]].cfg)
         if micro != members["microbatch_tokens"]:
             display.warn(
-                f"an interrupted pack of {len(unfinished)} runs used micro-batches of {members['microbatch_tokens']} tokens, "
-                f"this sweep asks for {micro}: the runs start again"
+                f"an interrupted pack of {len(unfinished)} runs used micro-batches of "
+                f"{members['microbatch_tokens']} tokens, this sweep asks for {micro}: the runs start again"
             )
             continue
         packs.append(([wanted[run] for run in unfinished], path.parent))
@@ -150,7 +151,7 @@ def train_pack(
                 log(directory, {"event": event, "tick": pack.tick, **spent})
     except (UserError, Interrupted, KeyboardInterrupt):
         raise
-    except Exception as error:  # one broken pack must not end the sweep; the record says what broke, and `--retry` tries again
+    except Exception as error:  # one broken pack must not end the sweep; its runs' records say what broke
         write_beside(directory / "error.txt", traceback.format_exc().encode())
         text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         display.warn(f"a pack of {len(runs)} runs failed: {text} (all of it in {directory / 'error.txt'})")
@@ -165,7 +166,8 @@ def flops(runs: Sequence[Run], first: int, last: int) -> float:
     """FLOPs of training these runs from one tick to another (a run that diverged is counted whole)."""
     per_token = counts.flops_per_token(runs[0].cfg.model)["with_attention"]
     micro = microbatch_tokens(runs[0].cfg)
-    return sum(min(whole_tokens(run.cfg), last * micro) - min(whole_tokens(run.cfg), first * micro) for run in runs) * per_token
+    ends = [whole_tokens(run.cfg) for run in runs]
+    return per_token * sum(min(end, last * micro) - min(end, first * micro) for end in ends)
 
 
 def export(store: RunStore, name: str, out: Path) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def export(store: RunStore, name: str, out: Path) -> dict[str, Any]:
 
 
 def table(store: RunStore, runs: Sequence[Run]) -> Any:
-    """One row per run, in the order of the plan: its config by dotted key, its record, and status `missing` if it has none."""
+    """One row per run, in the order of the plan: config by dotted key, record, status `missing` if it has none."""
     import pandas
 
     rows = []

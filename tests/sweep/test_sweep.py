@@ -27,6 +27,9 @@ class Told:
     def __init__(self, act=lambda progress: None):
         self.lines, self.warnings, self.packs, self.act = [], [], [], act
 
+    def add(self, tokens):
+        pass
+
     def say(self, line):
         self.lines.append(line)
 
