@@ -290,7 +290,8 @@ def published(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     if experiment.published is None:
         raise ResultsError(f"{experiment.id} has no published table to analyse: leave --published out")
     analysis = experiment.published(Path(options.published))
-    study = dataclasses.replace(open_study(experiment, next(iter(experiment.scales)), {}, store_of(options)), scale="published")
+    any_scale = open_study(experiment, next(iter(experiment.scales)), {}, store_of(options))
+    study = dataclasses.replace(any_scale, scale="published")
     document = report(study, analysis, [], None)
     return present(document, study.directory, options)
 
