@@ -112,7 +112,7 @@ def test_killed_at_random_and_resumed_is_the_run_left_alone(tmp_path):
     rng = np.random.default_rng()
     cut = Lab(tmp_path / "cut", f"--execution.checkpoint_ticks={EVERY}")
     process = cut.start()
-    cut.wait(process, lambda: list(cut.root.glob("packs/*/history.jsonl")))
+    cut.wait(process, lambda: any(path.stat().st_size for path in cut.root.glob("packs/*/history.jsonl")))
     cut.end(process, signal.SIGKILL, -signal.SIGKILL)
     assert cut.newest() == 0
     killed = [0]
