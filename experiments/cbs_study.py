@@ -129,7 +129,21 @@ def conclude(analysis: Any, made: Any, subtitle: str) -> Analysis:
     groups = cbs_analysis.group_table(analysis)
     tables = {"critical_batch": groups, "sensitivity": analysis.sensitivity, "cells": made.table}
     draw = lambda stem: Path(cbs_figure.panel_figure(analysis, stem, subtitle)[0])  # noqa: E731
-    return Analysis(analysis.findings, tables, analysis.notes, draw)
+    return Analysis(analysis.findings, tables, (*laws(analysis), *analysis.notes), draw)
+
+
+def laws(analysis: Any) -> list[str]:
+    """The fitted power laws as formulas, constants with their intervals."""
+    symbol = "N" if analysis.panel.variable == "parameters" else "D"
+
+    def formula(law: Any) -> str:
+        c, p = law.coefficient_interval, law.exponent_interval
+        ends = [f" [{i.low:.4g}, {i.high:.4g}]" if i.known else "" for i in (c, p)]
+        return f"B* = {law.coefficient:.2f}{ends[0]} {symbol}^{law.exponent:.3f}{ends[1]}"
+
+    unit = f"sequences of {analysis.sequence_length:g} tokens, {symbol} in millions"
+    named = (("", analysis.law), ("in the limit of small batches ", analysis.limit_law))
+    return [f"{name}{formula(law)} ({unit})" for name, law in named if law.law]
 
 
 def probes(panel: str, results: Results, table: Any) -> Any:

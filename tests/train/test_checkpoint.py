@@ -233,7 +233,7 @@ def test_export_takes_one_run_out(tmp_path, two_checkpoints):
     assert export(directory, 0, tmp_path / "run.npz", tick=1, prefixes=("weights/",))[0] == 1
     with np.load(tmp_path / "run.npz") as taken:
         assert sorted(taken.files) == ["meta", "weights/embed", "weights/low", "weights/mlp/up"]
-    for wrong in ({"index": 8}, {"index": 0, "tick": 7}, {"index": 0, "prefix": "wieghts/"}):
+    for wrong in ({"index": 8}, {"index": 0, "tick": 7}, {"index": 0, "prefixes": ("wieghts/",)}):
         with pytest.raises(CheckpointError):
             export(directory, out=tmp_path / "absent.npz", **wrong)
     assert not (tmp_path / "absent.npz").exists()
