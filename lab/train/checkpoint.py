@@ -351,12 +351,14 @@ class Checkpointer(contextlib.AbstractContextManager):
                 entry.remove()
 
 
-def export(directory: Path, index: int, out: Path, tick: int | None = None, prefixes: tuple[str, ...] = ("",)) -> tuple[int, dict]:
+def export(
+    directory: Path, index: int, out: Path, tick: int | None = None, prefixes: tuple[str, ...] = ("",)
+) -> tuple[int, dict]:
     """Take run `index` of a pack out of its checkpoint into the npz file `out`; returns (tick, meta).
 
     Every leaf of the state has a leading run axis. Entries of the npz are the leaves' paths, those that begin with
-    one of `prefixes`, without the run axis; types that numpy lacks (bfloat16) are written as float32, typed keys as their key
-    data; the entry "meta" is a JSON text. tick: None for the newest whole checkpoint, else exactly that one.
+    one of `prefixes`, without the run axis; types that numpy lacks (bfloat16) are written as float32, typed keys as
+    their key data; the entry "meta" is a JSON text. tick: None for the newest whole checkpoint, else exactly that one.
     CheckpointError when there is none, it is damaged, or it has no such run.
     """
     entry, manifest = _chosen(Path(directory).absolute(), tick)

@@ -114,9 +114,7 @@ class Executor:
             run = partial(self.step.ticks, tokens=mine, rows=rows, probes=probes, count=count, hyper=hyper)
             return jax.lax.cond(live, run, lambda state: (state, idle), state)
 
-        return jax.jit(
-            self.over_runs(one, 3), donate_argnums=3, out_shardings=(self.shardings, self.sharding("run"))
-        )
+        return jax.jit(self.over_runs(one, 3), donate_argnums=3, out_shardings=(self.shardings, self.sharding("run")))
 
     @cached_property
     def evaluate(self) -> Any:

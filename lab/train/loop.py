@@ -63,7 +63,9 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def train(pack: Pack, store: RunStore, checkpointer: Checkpointer, meta: dict, report: Callable[[Progress], None]) -> None:
+def train(
+    pack: Pack, store: RunStore, checkpointer: Checkpointer, meta: dict, report: Callable[[Progress], None]
+) -> None:
     """Trains every member to its end; each leaves a record when it is finished or diverged.
 
     Args:

@@ -113,14 +113,15 @@ class Pack:
         sequences = microbatch_tokens(self.cfg) // self.sequence_length
         if sequences % batch_devices(mesh):
             raise ConfigError(
-                f"execution.mesh: data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} devices do not share a micro-batch of "
-                f"{sequences} sequences evenly; change the mesh or execution.microbatch_tokens"
+                f"execution.mesh: data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} devices do not share a "
+                f"micro-batch of {sequences} sequences evenly; change the mesh or execution.microbatch_tokens"
             )
         # XLA's partitioner aborts the process where a `shard_map` over runs leaves it two kinds of axes to split.
         unmappable = mesh.shape["run"] > 1 and mesh.shape["tensor"] > 1 and batch_devices(mesh) > 1
         if mode == "map" and unmappable:
             raise ConfigError(
-                "execution.run_axis: found map on a mesh that splits runs, tensors and sequences at once, expected vmap there"
+                "execution.run_axis: found map on a mesh that splits runs, tensors and sequences at once, "
+                "expected vmap there"
             )
         if mode == "auto":
             looped = (jax.default_backend() == "cpu" or seats == 1) and not unmappable
@@ -131,8 +132,11 @@ class Pack:
         """Gives each run a slot, dealt out over the devices of the run axis, and fills up with empty slots."""
         devices = self.mesh.shape["run"]
         per_device = -(-len(runs) // devices)
-        self.slots = [runs[i + j * devices] if i + j * devices < len(runs) else None
-                      for i in range(devices) for j in range(per_device)]
+        self.slots = [
+            runs[i + j * devices] if i + j * devices < len(runs) else None
+            for i in range(devices)
+            for j in range(per_device)
+        ]
         self.left = set()
         self.bind()
 
@@ -162,9 +166,9 @@ class Pack:
         self.state = self.executor.init(self.hyper)
 
     def resume(self, checkpointer: Checkpointer) -> dict | None:
-        """Takes up the newest whole checkpoint, whatever mesh wrote it; returns its record, or None where there is none.
+        """Takes up the newest whole checkpoint, whatever mesh wrote it; returns its meta, or None where there is none.
 
-        Members that have ended since keep their slots empty: the program, and so every bit, stays that of the whole pack.
+        Members that have ended keep their slots, empty: the program, and so every bit, stays that of the whole pack.
         """
 
         def target(meta: dict) -> Any:
@@ -194,7 +198,7 @@ class Pack:
         return out
 
     def validation_tokens(self) -> np.ndarray:
-        """The validation sequences that every evaluation reads, [M, B, T+1]; which ones, no execution setting decides."""
+        """The validation sequences that every evaluation reads, [M, B, T+1]; the same under any execution settings."""
         sequences = min(self.cfg.evaluation.sequences, self.corpus.sequences("validation", self.sequence_length))
         sequences -= sequences % min(8, sequences)
         most = min(sequences, max(8, microbatch_tokens(self.cfg) // self.sequence_length))

@@ -150,7 +150,7 @@ class Step:
         return state, metrics
 
     def compare_halves(self, weights: Any, tokens: jax.Array, gradient: Any, hyper: dict) -> jax.Array:
-        """|gA - gB|^2, gA . gB and 1, for mean gradients of the halves [B/2] of a micro-batch whose sum is `gradient`."""
+        """|gA - gB|^2, gA . gB and 1, for mean gradients of the halves [B/2] of a micro-batch (sum: `gradient`)."""
         half, odd = divmod(tokens.shape[0], 2)
         if odd:  # unequal halves have another expectation
             return jnp.zeros((3,), jnp.float32)

@@ -15,7 +15,10 @@ BETA1, BETA2, EPSILON, DECAY, MOMENTUM = 0.8, 0.95, 1e-6, 0.3, 0.7
 
 def weights():
     rng = np.random.default_rng(0)
-    return {"a": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), "b": {"c": jnp.asarray(rng.normal(size=5), jnp.float32)}}
+    return {
+        "a": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
+        "b": {"c": jnp.asarray(rng.normal(size=5), jnp.float32)},
+    }
 
 
 def gradients():
@@ -26,7 +29,12 @@ def gradients():
 
 
 def ours(name, clip_norm, decay, scale=1.0):
-    changes = {"optimizer.name": name, "optimizer.beta1": BETA1, "optimizer.beta2": BETA2, "optimizer.clip_norm": clip_norm}
+    changes = {
+        "optimizer.name": name,
+        "optimizer.beta1": BETA1,
+        "optimizer.beta2": BETA2,
+        "optimizer.clip_norm": clip_norm,
+    }
     changes |= {"optimizer.epsilon": EPSILON, "optimizer.momentum": MOMENTUM}
     hyper = jax.tree.map(jnp.float32, optimizers.hyperparameters(override(default_config(), changes)))
     found, compilations = weights(), 0
@@ -73,8 +81,12 @@ def test_equals_optax(name, clip_norm):
 
 def test_multipliers_of_rate_and_decay():
     """Learning-rate and decay multipliers of s: as lr * s and wd * s."""
-    found, expected = ours("adamw", 2.0, DECAY, scale=0.5), reference(
-        optax.adamw(lambda count: 0.5 * jnp.asarray(RATES)[count], BETA1, BETA2, EPSILON, weight_decay=0.5 * DECAY), 2.0
+    found, expected = (
+        ours("adamw", 2.0, DECAY, scale=0.5),
+        reference(
+            optax.adamw(lambda count: 0.5 * jnp.asarray(RATES)[count], BETA1, BETA2, EPSILON, weight_decay=0.5 * DECAY),
+            2.0,
+        ),
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, expected)
 

@@ -63,7 +63,9 @@ def test_runs_are_each_identity_once_and_packs_are_of_one_shape():
     shapes = [{(run.cfg.model.width, run.cfg.run.batch_tokens == 32) for run in pack} for pack in packs]
     assert all(len(shape) == 1 for shape in shapes) and len(packs) == 4  # batches of 32 have micro-batches of their own
     assert sorted(run.id for pack in packs for run in pack) == sorted(run.id for run in runs)
-    (pack,) = make_packs(make_runs(config(execution__pack_runs=9), product(RATES, axis("run.horizon_tokens", [1000, 3000])), 8, "d"))
+    (pack,) = make_packs(
+        make_runs(config(execution__pack_runs=9), product(RATES, axis("run.horizon_tokens", [1000, 3000])), 8, "d")
+    )
     assert [run.cfg.run.horizon_tokens for run in pack] == [3000, 3000, 1000, 1000]
     assert [whole_tokens(run.cfg) for run in pack] == [2944, 2944, 896, 896]
     assert len(make_packs(make_runs(config(execution__pack_runs=2), points[:9:3], 8, "d"))) == 2

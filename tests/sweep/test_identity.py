@@ -42,7 +42,9 @@ def test_every_setting_that_is_read_changes_it(key):
     }
     cfg = override(BASE, reading.get(key, {}))
     value = flatten(cfg)[key]
-    other = others.get(key, not value if isinstance(value, bool) else value / 2 if isinstance(value, float) and value else 8)
+    other = others.get(
+        key, not value if isinstance(value, bool) else value / 2 if isinstance(value, float) and value else 8
+    )
     assert identity(override(cfg, {key: other}), "corpus") != identity(cfg, "corpus")
 
 
@@ -66,7 +68,11 @@ def test_execution_paths_and_what_is_not_read_do_not():
         assert named(**unread) == HASH, unread
     sgd = named(optimizer__name="sgd")
     assert sgd == named(optimizer__name="sgd", optimizer__beta1=0.5, optimizer__beta2=0.1, optimizer__epsilon=1.0)
-    assert named(optimizer__learning_rate="0.001") == named(optimizer__learning_rate=1e-3) == named(optimizer__learning_rate=0.0010)
+    assert (
+        named(optimizer__learning_rate="0.001")
+        == named(optimizer__learning_rate=1e-3)
+        == named(optimizer__learning_rate=0.0010)
+    )
     assert named(run__seed="3") == named(run__seed=3.0)
 
 
@@ -88,6 +94,11 @@ def test_shape_is_what_differs_between_programs():
     }
     for key, value in numbers.items():
         assert shape(config(**{key: value})) == shape(config()), key
-    for change in ({"model__depth": 2}, {"optimizer__name": "lion"}, {"averaging__name": "polynomial"}, {"run__batch_tokens": 32}):
+    for change in (
+        {"model__depth": 2},
+        {"optimizer__name": "lion"},
+        {"averaging__name": "polynomial"},
+        {"run__batch_tokens": 32},
+    ):
         assert shape(config(**change)) != shape(config()), change
     assert shape(config(averaging__name="polynomial")) == shape(config(averaging__name="exponential"))

@@ -115,7 +115,9 @@ def test_an_interrupted_pack_goes_on_as_the_pack_it_was(tmp_path, monkeypatch):
     start, stop, resume, end = (json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines())
     assert [e["event"] for e in (start, stop, resume, end)] == ["start", "stop", "resume", "end"]
     assert resume["changes"] == [change] and resume["hardware"]["cores"] == 1000 and start["changes"] == []
-    assert stop["seconds"] > 0 and end["seconds"] > 0 and stop["flops"] / end["flops"] == pytest.approx(tick / (8 - tick))
+    assert (
+        stop["seconds"] > 0 and end["seconds"] > 0 and stop["flops"] / end["flops"] == pytest.approx(tick / (8 - tick))
+    )
     fresh = RunStore(tmp_path / "fresh")
     train(fresh, runs)
     for run in runs:

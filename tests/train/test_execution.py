@@ -56,7 +56,8 @@ def test_map_equals_the_run_alone_to_the_bit():
         assert losses(alone)[run] == losses(together)[run]
 
 
-def test_vmap_over_devices_equals_map_within_rounding_and_shrinks(quickly_compiled):
+@pytest.mark.usefixtures("quickly_compiled")
+def test_vmap_over_devices_equals_map_within_rounding_and_shrinks():
     """Losses and gradient norms before Adam has amplified float32 rounding; then the pack shrinks as runs leave."""
     (one, expected), (made, lines) = trained("map", 1), trained("vmap", 2)
     assert made.mode == "vmap" and set(made.slots) == set(one.slots)
@@ -147,7 +148,8 @@ def pair(**changes):
     return made, lines
 
 
-def test_every_mesh_gives_the_gradients_and_weights_of_one_device(float64, quickly_compiled):
+@pytest.mark.usefixtures("quickly_compiled")
+def test_every_mesh_gives_the_gradients_and_weights_of_one_device(float64):
     """Data-parallel, FSDP x tensor, and both under a split run axis: float64, so that an error of logic stands out."""
     one, expected = pair(**float64)
     assert state_of(one, "0").tokens == 256 and state_of(one, "0").step == 1
@@ -165,7 +167,12 @@ def test_every_mesh_gives_the_gradients_and_weights_of_one_device(float64, quick
             check_split(tree, whole)
         for run in "01":
             found, reference = state_of(made, run), state_of(one, run)
-            assert_close((found.weights, found.gradient, found.optimizer), (reference.weights, reference.gradient, reference.optimizer), rtol=1e-7, atol=1e-12)
+            assert_close(
+                (found.weights, found.gradient, found.optimizer),
+                (reference.weights, reference.gradient, reference.optimizer),
+                rtol=1e-7,
+                atol=1e-12,
+            )
         np.testing.assert_allclose(lines, expected, rtol=1e-6)
         assert jax.tree.leaves(made.state.weights)[0].dtype == np.float64
 
@@ -187,13 +194,16 @@ def check_split(weights, mesh):
         for axis, over in split.get(name, {}).items():
             assert part[axis] == leaf.shape[axis] // mesh[over], (name, leaf.shape, part)
             checked.add(name)
-        if name == "out":  # of attention [run, layer, head, head width, width], of the MLP [run, layer, MLP width, width]
+        if (
+            name == "out"
+        ):  # of attention [run, layer, head, head width, width], of the MLP [run, layer, MLP width, width]
             assert part[2] == leaf.shape[2] // mesh["tensor"] and part[-1] == leaf.shape[-1] // mesh["fsdp"]
     assert checked == set(split)
 
 
-def test_micro_batches_of_any_size_make_the_same_updates(float64, quickly_compiled):
-    """Also what a run reads in an update depends on the sequences consumed alone: with other data nothing would agree."""
+@pytest.mark.usefixtures("quickly_compiled")
+def test_micro_batches_of_any_size_make_the_same_updates(float64):
+    """What a run reads in an update depends on the sequences consumed alone: on other data nothing would agree."""
     one, expected = pair(**float64)
     made, lines = pair(**float64, execution__microbatch_tokens=64)
     for run, accumulation in (("0", 3), ("1", 1)):

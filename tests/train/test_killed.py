@@ -15,7 +15,7 @@ from lab.train.store import RunStore, read_table
 
 TICKS, LONGER, EVERY = 252, 336, 11  # checkpoints fall inside the accumulation windows of 3 and of 7 ticks
 
-EXPERIMENT = '''
+EXPERIMENT = """
 from lab.config import default_config, override
 from lab.sweep.axes import axis, product
 from lab.sweep.experiment import Experiment, Sweep
@@ -30,7 +30,7 @@ BASE = override(default_config(), {
 POINTS = product(axis("run.batch_tokens", [64, 192, 448]), axis("optimizer.learning_rate", [0.003, 0.01]))
 POINTS += [{"run.horizon_tokens": 336 * 64, "run.batch_tokens": 192, "run.data_seed": 1}]
 EXPERIMENTS = [Experiment("mine/only", "", "", {"tiny": lambda: Sweep(BASE, POINTS, "")}, lambda results: None)]
-'''
+"""
 
 LAB = """
 import sys
@@ -129,7 +129,12 @@ def test_killed_at_random_and_resumed_is_the_run_left_alone(tmp_path):
 
     events = cut.history()
     resumed = [event["tick"] for event in events if event["event"] == "resume"]
-    assert len(resumed) == 3 and 0 < killed[1] <= resumed[0] and resumed == sorted(resumed) and TICKS < resumed[-1] < LONGER
+    assert (
+        len(resumed) == 3
+        and 0 < killed[1] <= resumed[0]
+        and resumed == sorted(resumed)
+        and TICKS < resumed[-1] < LONGER
+    )
     assert any(tick % 3 and tick % 7 for tick in resumed)
     assert [e["event"] for e in events] == ["start", "start", "resume", "stop", "resume", "resume", "end"]
 

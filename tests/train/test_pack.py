@@ -82,9 +82,7 @@ def test_a_run_that_diverges_or_breaks_disturbs_no_neighbour():
     others = VARIANTS[:4]
     sound, wild = eight(*others, {}), eight(*others, {"optimizer__learning_rate": 1e30})
     broken = wild.slots.index("5")
-    wild.state = wild.state.replace(
-        weights=jax.tree.map(lambda w: w.at[broken].set(np.nan), wild.state.weights)
-    )
+    wild.state = wild.state.replace(weights=jax.tree.map(lambda w: w.at[broken].set(np.nan), wild.state.weights))
     lines = [advance(made, 8) for made in (sound, wild)]
     for run in ("0", "1", "2", "3", "4", "7"):
         assert_same(state_of(wild, run), state_of(sound, run))
@@ -203,7 +201,10 @@ def test_evaluation_reads_the_same_sequences_whatever_the_micro_batch():
     for asked, used in ((8, 8), (20, 16), (3, 3), (10**9, corpus().sequences("validation", 16) // 8 * 8)):
         shapes = set()
         for micro in (16, 48, 128, 384):
-            made = pack(config(evaluation__sequences=asked, execution__microbatch_tokens=micro, run__batch_tokens=384), start=False)
+            made = pack(
+                config(evaluation__sequences=asked, execution__microbatch_tokens=micro, run__batch_tokens=384),
+                start=False,
+            )
             rows = made.validation.reshape(-1, 17)
             np.testing.assert_array_equal(rows, corpus().batch("validation", 0, 16, 0, used))
             shapes.add(made.validation.shape)
@@ -214,7 +215,10 @@ def test_a_mesh_that_cannot_be_is_refused_in_one_line():
     for change, message in (
         ({"execution__mesh__run": 3, "execution__mesh__data": 4}, "needs 12 devices, found 8"),
         ({"execution__mesh__data": 3}, "do not share a micro-batch of 8 sequences"),
-        ({f"execution__mesh__{axis}": 2 for axis in ("run", "data", "tensor")} | {"execution__run_axis": "map"}, "expected vmap"),
+        (
+            {f"execution__mesh__{axis}": 2 for axis in ("run", "data", "tensor")} | {"execution__run_axis": "map"},
+            "expected vmap",
+        ),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
             pack(config(**change), start=False)
