@@ -1,6 +1,6 @@
 """From results to a panel's analysis: which runs make a group, where the learning rate needs more tuning, what is said.
 
-The sweeps' settings are what `critical_batch_size.sweep` wrote: reference batch, D or horizons, the learning rates' grid.
+The sweeps' settings are what `critical_batch_size.sweep` wrote: reference batch, D or horizons, learning rates.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from experiments.critical_batch_size import TOKENS_PER_PARAMETER
 from lab.report.text import quantity
 from lab.sweep.axes import Point
 from lab.sweep.experiment import Analysis, Results, edge_points
+
 
 def part(panel: str, results: Results) -> Results:
     """The runs of one of the panels that were swept together, with that panel's settings."""

@@ -111,7 +111,8 @@ CHOICES = {
     "execution.run_axis": ("auto", "map", "vmap"),
 }
 POSITIVE = (
-    "model.width model.depth model.sequence_length model.rope_base parametrization.base_width parametrization.init_scale "
+    "model.width model.depth model.sequence_length model.rope_base parametrization.base_width "
+    "parametrization.init_scale "
     "optimizer.learning_rate optimizer.epsilon "
     "averaging.window_tokens averaging.window_fraction run.horizon_tokens run.batch_tokens data.vocabulary_size "
     "evaluation.points evaluation.first_tokens evaluation.sequences execution.microbatch_tokens execution.pack_runs "

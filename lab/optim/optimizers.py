@@ -40,7 +40,13 @@ def init(name: str, weights: Any) -> Any:
 
 
 def update(
-    name: str, hyper: dict[str, jax.Array], row: dict[str, jax.Array], scales: Any, gradient: Any, state: Any, weights: Any
+    name: str,
+    hyper: dict[str, jax.Array],
+    row: dict[str, jax.Array],
+    scales: Any,
+    gradient: Any,
+    state: Any,
+    weights: Any,
 ) -> tuple[Any, Any]:
     """One optimizer update: w <- w - lr * m_lr * (direction + wd * m_wd * w).
 

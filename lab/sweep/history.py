@@ -17,7 +17,7 @@ from lab.train.store import RunStore, read_json
 def log(directory: Path, event: dict[str, Any]) -> None:
     """Appends an event to the history of the pack in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with full_disk_in_one_line(directory), open(directory / "history.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"time": now, **event}) + "\n")
 

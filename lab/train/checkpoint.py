@@ -32,6 +32,7 @@ from lab.errors import CheckpointError
 from lab.files import full_disk_in_one_line, one_line, seal, unseal, write_beside, write_npz
 
 MANIFEST = "manifest.json"
+_LOGGER = logging.getLogger(__name__)
 _NAME = re.compile(r"tick-(\d{12})(?:-(\d+))?")
 
 
@@ -238,7 +239,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         self,
         directory: Path,
         keep: int = 2,
-        warn: Callable[[str], None] = logging.getLogger(__name__).warning,
+        warn: Callable[[str], None] = _LOGGER.warning,
     ):
         if keep < 1:
             raise ValueError(f"keep is {keep}, expected at least 1")

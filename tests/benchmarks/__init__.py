@@ -1,1 +1,1 @@
-"""Measured ratios against named alternatives, run by hand: `python -m tests.benchmarks.NAME`. Never part of a test run."""
+"""Measured ratios against named alternatives, by hand: `python -m tests.benchmarks.NAME`; never part of a test run."""

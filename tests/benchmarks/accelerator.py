@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.accelerator [RUNS] [ROUNDS]
 
-About a million parameters (width 128, depth 5, byte vocabulary), micro-batches of 2,048 tokens, bfloat16 compute. Both sides
-in one process, interleaved: the pack trains its ticks, then one run trains as many.
+About a million parameters (width 128, depth 5, byte vocabulary), micro-batches of 2,048 tokens, bfloat16 compute. Both
+sides in one process, interleaved: the pack trains its ticks, then one run trains as many.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def make_pack(runs: int) -> Pack:
         "execution.mesh.run": 1,
     }
     base = override(default_config(), settings)
-    rates = [1e-3 * (i + 1) / runs for i in range(runs)]
-    configs = [with_vocabulary(validate(override(base, {"optimizer.learning_rate": rate})), VOCABULARY) for rate in rates]
+    points = [{"optimizer.learning_rate": 1e-3 * (i + 1) / runs} for i in range(runs)]
+    configs = [with_vocabulary(validate(override(base, point)), VOCABULARY) for point in points]
     pack = Pack([Member.of(str(i), cfg) for i, cfg in enumerate(configs)], RandomCorpus(VOCABULARY))
     pack.start()
     jax.block_until_ready(pack.advance(TICKS))

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.startup [ROUNDS]
 
-The first update is timed from the start of the process to its first line of progress, with an empty compilation cache and
-with a filled one.
+The first update is timed from the start of the process to its first line of progress, with an empty compilation cache
+and with a filled one.
 """
 
 from __future__ import annotations

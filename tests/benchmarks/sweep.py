@@ -57,7 +57,8 @@ def measure(tokens: int, cold: bool) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as scratch:
         roots = [Path(scratch) / name for name in ("pack", "alone")]
         for root in roots:
-            subprocess.run([sys.executable, "-m", "lab", "plan", __file__, "--root", str(root)], check=True, capture_output=True)
+            plan = [sys.executable, "-m", "lab", "plan", __file__, "--root", str(root)]
+            subprocess.run(plan, check=True, capture_output=True)
         together = lab(roots[0], tokens)
         alone = 0.0
         for batch in BATCHES:
@@ -71,6 +72,7 @@ def measure(tokens: int, cold: bool) -> tuple[float, float]:
 if __name__ == "__main__":
     numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
     tokens, rounds = (numbers + [98304, 1][len(numbers) :])[:2]
-    for index in range(rounds):
+    for _ in range(rounds):
         together, alone = measure(tokens, "--cold" in sys.argv)
-        print(f"{tokens} tokens a run: one sweep {together:.1f} s, 24 processes {alone:.1f} s, ratio {alone / together:.2f}", flush=True)
+        times = f"one sweep {together:.1f} s, 24 processes {alone:.1f} s"
+        print(f"{tokens} tokens a run: {times}, ratio {alone / together:.2f}", flush=True)

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.update [ROUNDS]        (needs torch for its two sides)
 
 Width 64, depth 3, 4 heads, sequences of 128, 8 of them, vocabulary 256, float32, Adam, gradient clipping on both sides,
-on the CPU that is there. The PyTorch model has the same layers: RMSNorm, rotary attention with QK-norm, GELU, untied head.
+on the CPU that is there. The PyTorch model has the same layers: RMSNorm, rotary attention with QK-norm, GELU, own head.
 """
 
 from __future__ import annotations
@@ -40,10 +40,8 @@ def ours(runs: int) -> float:
         "execution.noise_probe_ticks": 0,
     }
     base = override(default_config(), settings)
-    members = [
-        Member.of(str(i), with_vocabulary(validate(override(base, {"optimizer.learning_rate": 1e-3 * (i + 1)})), VOCABULARY))
-        for i in range(runs)
-    ]
+    configs = [validate(override(base, {"optimizer.learning_rate": 1e-3 * (i + 1)})) for i in range(runs)]
+    members = [Member.of(str(i), with_vocabulary(cfg, VOCABULARY)) for i, cfg in enumerate(configs)]
     pack = Pack(members, RandomCorpus(VOCABULARY))
     pack.start()
     jax.block_until_ready(pack.advance(WARM))
