@@ -136,7 +136,9 @@ def cells_from_runs(
 ) -> Cells:
     """Cells as the paper sets them up.
 
-    Target: the lowest loss, mean over seeds, that the reference batch reaches at horizon D with its best learning rate.
+    Target: the loss that the reference batch reaches at horizon D with its best learning rate (lowest mean over seeds).
+    Each seed has its own: the paper's procedure, once per seed. Runs of one seed start from the same weights and read
+    the same data, so that what is peculiar to a seed moves its target and its steps together, and no B*.
     For every batch size the learning rate with the fewest steps to that target (mean over seeds of ln steps; a rate
     that misses the target with some seed comes after those that never do).
 
@@ -162,7 +164,7 @@ def cells_from_runs(
         chosen = chosen.drop_duplicates(same, keep="last").reset_index(drop=True)
         curves = [_curve(evaluations(run)) for run in chosen["run"]]
         found = _GroupRuns(group, chosen, curves, reference_batch_tokens)
-        if np.isfinite(found.targets(np.ones((1, len(chosen))))[0]):
+        if np.isfinite(found.targets(np.ones((1, len(chosen))))).all():
             prepared.append(found)
         else:
             why = f"no finished run at the reference batch of {reference_batch_tokens} tokens reaches its horizon"
@@ -192,21 +194,30 @@ class _GroupRuns:
         self.reference = np.flatnonzero(self.batch == reference)
         horizon = group.tokens / reference
         self.horizon_losses = np.array([_loss_at_horizon(curves[i], horizon) for i in self.reference])
+        self.seeds = np.unique(self.seed)
         self.cells = [(b, np.flatnonzero(self.batch == b)) for b in np.unique(self.batch)]
 
     def targets(self, seed_weights: np.ndarray) -> np.ndarray:
-        """Target loss [R] from weights [R, runs]: the reference batch's best learning rate; NaN if none got there."""
-        means = [np.full(len(seed_weights), np.inf)]
+        """Target losses [R, seeds] from weights [R, runs]: what the reference batch's best rate reaches with each seed.
+
+        The best rate is that of the lowest weighted mean over seeds; NaN if none got there with every seed. A seed that
+        the reference batch lacks has the mean as its target.
+        """
+        means, losses = [np.full(len(seed_weights), np.inf)], [np.full(len(self.seeds), np.nan)]
         for rate in np.unique(self.rate[self.reference]):
             at = self.rate[self.reference] == rate
             weights = seed_weights[:, self.reference[at]]
             mean = (weights * self.horizon_losses[at]).sum(1) / weights.sum(1)
             means.append(np.where(np.isfinite(mean), mean, np.inf))
-        best = np.min(means, axis=0)
-        return np.where(np.isfinite(best), best, np.nan)
+            found = dict(zip(self.seed[self.reference[at]], self.horizon_losses[at]))
+            losses.append(np.array([found.get(seed, np.nan) for seed in self.seeds]))
+        best = np.argmin(means, axis=0)
+        lowest = np.min(means, axis=0)[:, None]
+        targets = np.where(np.isnan(np.stack(losses)[best]), lowest, np.stack(losses)[best])
+        return np.where(np.isfinite(lowest), targets, np.nan)
 
     def choose(self, seed_weights: np.ndarray) -> tuple[np.ndarray, list[tuple]]:
-        """Target [R]; per batch size (batch, seeds [S], ln steps [R, S], censored [R, S], rate [R], rates tried)."""
+        """Targets [R, seeds]; per batch size (batch, seeds [S], ln steps [R, S], censored [R, S], rate [R], rates tried)."""
         targets, cells = self.targets(seed_weights), []
         for batch, members in self.cells:
             seeds, rates = np.unique(self.seed[members]), np.unique(self.rate[members])
@@ -214,17 +225,19 @@ class _GroupRuns:
             for rate in rates:
                 log_steps = np.full((len(targets), len(seeds)), np.nan)
                 censored = np.zeros(log_steps.shape, bool)
-                weights = np.zeros(log_steps.shape)
+                weights, ends = np.zeros(log_steps.shape), np.zeros(log_steps.shape)
                 for i in members[self.rate[members] == rate]:
                     slot = int(np.searchsorted(seeds, self.seed[i]))
-                    steps, censored[:, slot] = self.curves[i].crossings(targets)
+                    steps, censored[:, slot] = self.curves[i].crossings(targets[:, np.searchsorted(self.seeds, self.seed[i])])
                     log_steps[:, slot] = np.maximum(np.log(np.maximum(steps, 1e-9)), NO_STEPS)
                     weights[:, slot] = seed_weights[:, i]
+                    ends[:, slot] = np.nan_to_num(self.curves[i].loss_at(self.curves[i].last_step), nan=1e3)
                 total = weights.sum(1)
                 mean = (weights * np.nan_to_num(log_steps)).sum(1) / total
                 missing = (weights * censored).sum(1) / total
-                # Among rates that miss with every seed, the one with the largest bound comes first.
-                score.append(np.where(missing < 1, mean + 1e6 * missing, 2e6 - mean))
+                # Of rates that miss with every seed, the largest bound comes first; of equal bounds, the lowest loss.
+                end = (weights * ends).sum(1) / total
+                score.append(np.where(missing < 1, mean + 1e6 * missing, 2e6 - mean + 1e-3 * end))
                 logs.append(log_steps)
                 missed.append(censored)
             best = np.argmin(score, axis=0)
@@ -243,7 +256,7 @@ class _GroupRuns:
                             "group": self.group.label,
                             "parameters": float(self.group.parameters),
                             "tokens": float(self.group.tokens),
-                            "target_loss": float(targets[0]),
+                            "target_loss": float(targets[0, np.searchsorted(self.seeds, seed)]),
                             "batch_sequences": batch / self.sequence,
                             "batch_tokens": batch,
                             "seed": seed,

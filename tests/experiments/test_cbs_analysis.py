@@ -207,7 +207,7 @@ def test_short_runs_are_censored_and_edges_flagged():
 
 
 def test_resamples_repeat_the_choice_of_target_and_rate_and_share_runs():
-    world = World(noise=0.1)
+    world = World(noise=0.5)
     replicates = world.cells().resample(50, np.random.default_rng(0))
     one, four = replicates["1M"], replicates["4M"]
     assert one.log_steps.shape == (50, len(BATCHES) * 2) and np.ptp(one.log_steps, axis=0).max() > 0
