@@ -216,7 +216,7 @@ def _law(groups, panel: Panel, settings: Settings, definition: str, reference: f
     sampled = critical_batch(np.stack([g.samples for g in usable], 1), settings.overhead, reference)
     log_x = np.log(x)
     centred = log_x - log_x.mean()
-    with np.errstate(invalid="ignore", divide="ignore"):  # resamples in which a B* is open carry infinities, two of them nothing
+    with np.errstate(invalid="ignore", divide="ignore"):  # a B* that is open is infinite, two of them decide nothing
         exponents = (np.log(sampled) * centred).sum(1) / (centred**2).sum()
         log_coefficients = np.log(sampled).mean(1) - exponents * log_x.mean()
     cells, fitted = _degrees(groups)

@@ -217,7 +217,7 @@ class _GroupRuns:
         return np.where(np.isfinite(lowest), targets, np.nan)
 
     def choose(self, seed_weights: np.ndarray) -> tuple[np.ndarray, list[tuple]]:
-        """Targets [R, seeds]; per batch size (batch, seeds [S], ln steps [R, S], censored [R, S], rate [R], rates tried)."""
+        """Targets [R, seeds]; per batch size (batch, seeds [S], ln steps [R, S], censored [R, S], rate [R], rates)."""
         targets, cells = self.targets(seed_weights), []
         for batch, members in self.cells:
             seeds, rates = np.unique(self.seed[members]), np.unique(self.rate[members])
@@ -228,7 +228,8 @@ class _GroupRuns:
                 weights, ends = np.zeros(log_steps.shape), np.zeros(log_steps.shape)
                 for i in members[self.rate[members] == rate]:
                     slot = int(np.searchsorted(seeds, self.seed[i]))
-                    steps, censored[:, slot] = self.curves[i].crossings(targets[:, np.searchsorted(self.seeds, self.seed[i])])
+                    target = targets[:, np.searchsorted(self.seeds, self.seed[i])]
+                    steps, censored[:, slot] = self.curves[i].crossings(target)
                     log_steps[:, slot] = np.maximum(np.log(np.maximum(steps, 1e-9)), NO_STEPS)
                     weights[:, slot] = seed_weights[:, i]
                     ends[:, slot] = np.nan_to_num(self.curves[i].loss_at(self.curves[i].last_step), nan=1e3)

@@ -83,8 +83,8 @@ def rates(centre: float, power: float, factors: Sequence[float], reference: int)
 def overhead(tokens: float, knee: float, batch: int) -> float:
     """What a batch is expected to need in multiples of D, a quarter more than the overhead law: 1.25 + B / (b / a).
 
-    b / a is guessed as `knee` tokens at D = 100,000 and grows as the root of D. A wrong guess costs time or leaves cells
-    censored; it enters no result.
+    b / a is guessed as `knee` tokens at D = 100,000 and grows as the root of D. A wrong guess costs time or leaves
+    cells censored; it enters no result.
     """
     return 1.25 + batch / (knee * (tokens / 1e5) ** 0.5)
 

@@ -81,9 +81,8 @@ def hierarchical_weights(cells: np.ndarray, resamples: int, rng: np.random.Gener
 
     Weights are Dirichlet(1, ..., 1) instead of counts of draws with replacement: of five cells, draws often leave two
     or three, which determine a two-parameter law by accident. Simulated coverage of 90 % expanded intervals of
-    ln(b / a), 5 % noise, one seed: 0.82, 0.85, 0.85, 0.87 with 4, 5, 6, 9 cells (draws with
-    replacement: 0.90, 0.97, 0.97, 0.95, three times as wide at 5 and 6); with several seeds and no noise between cells it
-    is conservative.
+    ln(b / a), 5 % noise, one seed: 0.82, 0.85, 0.85, 0.87 with 4, 5, 6, 9 cells (draws with replacement: 0.90, 0.97,
+    0.97, 0.95, three times as wide at 5 and 6); with several seeds and no noise between cells it is conservative.
     """
     labels, index = np.unique(np.asarray(cells), return_inverse=True)
     weights = rng.exponential(size=(resamples, len(labels)))
