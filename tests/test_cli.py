@@ -191,7 +191,9 @@ def test_show_reads_committed_results_where_nothing_was_trained(reproduced, lab,
 
 
 def test_every_committed_result_is_shown(lab, tmp_path):
-    for path in sorted(cli.COMMITTED.rglob("report.json")):
+    committed = sorted(cli.COMMITTED.rglob("report.json"))
+    assert committed
+    for path in committed:
         name = path.parent.relative_to(cli.COMMITTED)
         shown = document(lab("show", name.parent, "--scale", name.name, "--root", tmp_path, "--json"))
         assert shown["verdicts"] and Path(shown["figure"]).is_file() and Path(shown["table"]).is_file()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from settings import model_config, parametrization_config
 
-from lab.parametrization.check import coordinate_check, fit_slope
+from lab.parametrization.check import CoordinateCheck, coordinate_check, fit_slope
 
 FAMILY = {"width": 64, "head_width": 16, "sequence_length": 16, "vocab_size": 32}
 
@@ -52,3 +52,5 @@ def test_slope_and_interval_of_a_known_power():
 def test_a_change_that_has_no_slope_is_not_passed(bad):
     found = fit_slope("x", [1, 2], np.array([[1.0, 1.0], [1.0, bad]]), 0.95)
     assert np.isnan(found.slope)
+    check = CoordinateCheck((1, 2), (-9.0, 9.0), (found,))
+    assert not check.passed and check.offenders == (found,)
