@@ -144,7 +144,11 @@ def laws(analysis: Any) -> list[str]:
 
     unit = f"sequences of {analysis.sequence_length:g} tokens, {symbol} in millions"
     named = (("", analysis.law), ("in the limit of small batches ", analysis.limit_law))
-    return [f"{name}{formula(law)} ({unit})" for name, law in named if law.law]
+    found = [f"{name}{formula(law)} ({unit})" for name, law in named if law.law]
+    noise = analysis.noise_law
+    if noise:
+        found.append(f"gradient noise scale: {noise.coefficient:.3g} {symbol}^{noise.exponent:.3f} ({unit})")
+    return found
 
 
 def probes(panel: str, results: Results, table: Any) -> Any:
