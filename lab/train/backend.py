@@ -7,7 +7,6 @@ is faster than all cores on one small matrix product. The flags say nothing to a
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from pathlib import Path
 
@@ -21,7 +20,8 @@ def configure(runs: int, cache: Path | None = None, float64: bool = False) -> No
     """
     flags = os.environ.get("XLA_FLAGS", "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if "jax" not in sys.modules and "xla_force_host_platform_device_count" not in flags and min(runs, cores) > 1:
+    # jax may be imported by now; XLA reads its flags when the first device is asked for.
+    if "xla_force_host_platform_device_count" not in flags and min(runs, cores) > 1:
         flags += f" --xla_force_host_platform_device_count={min(runs, cores)} --xla_cpu_multi_thread_eigen=false"
         os.environ["XLA_FLAGS"] = flags.strip()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
