@@ -148,8 +148,9 @@ class _Loop:
         began, self.ready_at = max(dispatched_at, self.ready_at), time.monotonic()
         self.seconds_per_tick = max(1e-9, self.ready_at - began) / count
         live = self.pack.live
+        writing = {member.run for member in live} - self.broken
         for slot, run in enumerate(self.pack.slots):
-            if run not in {member.run for member in live} or run in self.broken:
+            if run not in writing:
                 continue
             member = self.pack.members[run]
             rows = member.timeline.rows(start, count)
