@@ -44,7 +44,8 @@ def comparison_figure(
         below = draw.caption_height([finding]) + 0.2
         height = 4.9 + below
         figure, panels = draw.plt.subplots(1, 2, figsize=(10.4, height), sharey=True)
-        figure.subplots_adjust(left=0.095, right=0.94, wspace=0.3, top=1 - 0.85 / height, bottom=(below + 0.55) / height)
+        top, bottom = 1 - 0.85 / height, (below + 0.55) / height
+        figure.subplots_adjust(left=0.095, right=0.94, wspace=0.3, top=top, bottom=bottom)
         figure.text(0.02, 1 - 0.12 / height, "Critical batch size: data or size", size=12, weight="bold", va="top")
         if subtitle:
             figure.text(0.02, 1 - 0.38 / height, subtitle, size=8.5, color=draw.FAINT, va="top")

@@ -94,7 +94,7 @@ def default_config() -> ConfigDict:
                 "mesh": {"run": 0, "data": 1, "fsdp": 1, "tensor": 1},  # run 0: every device that is left
                 "run_axis": "auto",
                 "pack_runs": 64,
-                "noise_probe_ticks": 8,  # every so many ticks the two halves of a micro-batch are compared; 0: never
+                "noise_probe_ticks": 16,  # every so many ticks the two halves of a micro-batch are compared; 0: never
                 "checkpoint_seconds": 60.0,
                 "checkpoint_ticks": 0,  # 0: by time alone
                 "checkpoint_keep": 2,

@@ -52,7 +52,7 @@ class Display:
         self.place = f"pack {index + 1}/{packs}"
         title = f"{self.place}: {len(runs)} runs, width {model.width}, depth {model.depth}, batches {span} tokens"
         self.say(title + (f", from tick {tick}" if tick else "") + "; compiling")
-        self.reported = time.monotonic()
+        self.reported = -PLAIN_SECONDS  # the first line comes with the first ticks
         self.recent.clear()
 
     def progress(self, progress: Any) -> None:

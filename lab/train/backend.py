@@ -31,6 +31,6 @@ def configure(runs: int, cache: Path | None = None, float64: bool = False) -> No
         jax.config.update("jax_enable_x64", True)
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")  # it does without

@@ -126,6 +126,15 @@ class Executor:
 
         return jax.jit(self.over_runs(one, 1), out_shardings=self.sharding("run"))
 
+    @cached_property
+    def take(self) -> Any:
+        """(tree of [slots, ...], slot) -> the tree of that slot, split as it was: one program, whatever the slot."""
+
+        def one(tree, slot):
+            return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, slot, keepdims=False), tree)
+
+        return jax.jit(one)
+
     def put_tokens(self, tokens: np.ndarray) -> jax.Array:
         """Token ids [..., B, T+1] with the sequences split over the batch axes where they divide."""
         split = BATCH if tokens.shape[-2] % batch_devices(self.mesh) == 0 else None

@@ -192,10 +192,8 @@ class _Loop:
 
     def finish(self, member: Member, last: dict[str, float], diverged: int) -> None:
         """The run's weights, then its record: a run with a record is whole."""
-        slot = self.pack.slots.index(member.run)
-        state = {"weights": self.pack.state.weights, "average": self.pack.state.average}
-        leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-        arrays = {"/".join(names(path)): np.asarray(leaf[slot]) for path, leaf in leaves}
+        leaves = jax.tree_util.tree_flatten_with_path(self.pack.weights(member.run))[0]
+        arrays = {"/".join(names(path)): np.asarray(leaf) for path, leaf in leaves}
         write_npz(self.store.run_directory(member.run) / "weights.npz", arrays)
         sequences = member.sequences(diverged or member.timeline.ticks)
         steps = -(-diverged // member.accumulation) if diverged else int(last["step"])

@@ -239,6 +239,11 @@ class Pack:
             if run in runs
         }
 
+    def weights(self, run: str) -> dict[str, Any]:
+        """A run's weights and, where it keeps one, their average."""
+        slot = np.int32(self.slots.index(run))
+        return self.executor.take({"weights": self.state.weights, "average": self.state.average}, slot)
+
     def drop(self, runs: set[str]) -> None:
         """Takes runs out. Under `map` an empty slot costs nothing; under `vmap` the pack shrinks once half is empty."""
         self.left |= runs

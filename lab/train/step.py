@@ -100,12 +100,10 @@ class Step:
         Returns:
           The state after the tick, and float32 [len(METRICS)] of the update (zeros where none was made).
         """
-        gradient_of = jax.value_and_grad(self.loss, has_aux=True)
-        (_, nll), gradient = gradient_of(state.weights, tokens, hyper)
+        nll, gradient, half = self.gradients(state.weights, tokens, probe, hyper)
         noise = state.noise
-        if self.probes:
-            measured = partial(self.compare_halves, state.weights, tokens, gradient, hyper)
-            noise = jax.lax.cond(probe, lambda: noise + measured(), lambda: noise)
+        if half is not None:
+            noise = jax.lax.cond(probe, lambda: noise + compare_halves(gradient, half, tokens), lambda: noise)
         count = tokens.shape[0] * (tokens.shape[1] - 1)
         tick = state.tick + 1
         state = state.replace(
@@ -149,18 +147,28 @@ class Step:
         )
         return state, metrics
 
-    def compare_halves(self, weights: Any, tokens: jax.Array, gradient: Any, hyper: dict) -> jax.Array:
-        """|gA - gB|^2, gA . gB and 1, for mean gradients of the halves [B/2] of a micro-batch (sum: `gradient`)."""
-        half, odd = divmod(tokens.shape[0], 2)
-        if odd:  # unequal halves have another expectation
-            return jnp.zeros((3,), jnp.float32)
-        first = jax.grad(self.loss, has_aux=True)(weights, tokens[:half], hyper)[0]
-        count = half * (tokens.shape[1] - 1)
-        a = [g / count for g in jax.tree.leaves(first)]
-        b = [(g - f) / count for g, f in zip(jax.tree.leaves(gradient), jax.tree.leaves(first))]
-        difference = sum(jnp.vdot(x - y, x - y) for x, y in zip(a, b))
-        product = sum(jnp.vdot(x, y) for x, y in zip(a, b))
-        return jnp.stack([difference, product, jnp.ones_like(product)]).astype(jnp.float32)
+    def gradients(
+        self, weights: Any, tokens: jax.Array, probe: jax.Array, hyper: dict
+    ) -> tuple[jax.Array, Any, Any]:
+        """Summed nats and gradient of a micro-batch [B, T+1]; where probed, twice its first half's besides (B even).
+
+        The half is passed as a whole micro-batch, twice itself, through the same program: a program for half the
+        shape would cost as much to compile as all the rest.
+        """
+        gradient_of = jax.value_and_grad(self.loss, has_aux=True)
+        if not self.probes or tokens.shape[0] % 2:  # unequal halves have another expectation
+            (_, nll), gradient = gradient_of(weights, tokens, hyper)
+            return nll, gradient, None
+        first = tokens[jnp.arange(tokens.shape[0]) % max(1, tokens.shape[0] // 2)]
+
+        def body(i, carry):
+            _, before, _ = carry
+            (_, nll), gradient = gradient_of(weights, jnp.where(i == 0, first, tokens), hyper)
+            return nll, gradient, before
+
+        nothing = jax.tree.map(jnp.zeros_like, weights)
+        nll = jax.eval_shape(gradient_of, weights, tokens, hyper)[0][1]
+        return jax.lax.fori_loop(jnp.where(probe, 0, 1), 2, body, (jnp.zeros((), nll.dtype), nothing, nothing))
 
     def ticks(
         self, state: RunState, tokens: jax.Array, rows: dict, probes: jax.Array, count: jax.Array, hyper: dict
@@ -195,3 +203,19 @@ class Step:
         scaled = jax.tree.map(jnp.multiply, weights, hyper["scales"]["forward"])
         sums = jax.lax.map(lambda batch: self.model.nll(scaled, batch, hyper["scalars"]), tokens)
         return (sums.sum() / (tokens.shape[0] * tokens.shape[1] * (tokens.shape[2] - 1))).astype(jnp.float32)
+
+
+def compare_halves(gradient: Any, half: Any, tokens: jax.Array) -> jax.Array:
+    """|gA - gB|^2, gA . gB and 1, for mean gradients of the halves of a micro-batch [B, T+1], B even.
+
+    Args:
+      gradient: sum over the micro-batch.
+      half: twice the sum over its first half.
+    """
+    count = tokens.shape[0] // 2 * (tokens.shape[1] - 1)
+    pairs = list(zip(jax.tree.leaves(gradient), jax.tree.leaves(half), strict=True))
+    a = [h / (2 * count) for _, h in pairs]
+    b = [(g - h / 2) / count for g, h in pairs]
+    difference = sum(jnp.vdot(x - y, x - y) for x, y in zip(a, b))
+    product = sum(jnp.vdot(x, y) for x, y in zip(a, b))
+    return jnp.stack([difference, product, jnp.ones_like(product)]).astype(jnp.float32)
