@@ -1,1 +1,1 @@
-"""Law forms, fits and intervals. Float64 numpy and scipy only: imports nothing of the rest of the laboratory."""
+"""Law forms, fits and intervals, in float64 on the CPU. Imports nothing of the rest of the laboratory."""

@@ -1,0 +1,215 @@
+"""Intervals of constants and derived quantities: by resampling, and by profile.
+
+Resampling draws rows, or groups of rows (runs, cells), with replacement; every resample is solved to its optimum.
+
+The profile of a quantity g is the least objective Q(v) that any constants with g = v reach. Values with
+
+    2 (Q(v) - Q_min) / dispersion <= t^2
+
+belong to the interval, t being Student's quantile with n - p degrees of freedom and the dispersion that of M-estimators
+(the mean of w rho'^2 over that of w rho'', which for least squares is the residual variance). Unlike an interval from
+the covariance it follows a bent valley, and it is open on a side where the data set no limit. Where rows do not scatter
+alike, the dispersion of a quantity is raised by the square of its sandwich error over that of alike rows (Royall and
+Tsou 2003), never lowered: in a small sample the sandwich errs on the narrow side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import t as student
+
+from lab.laws import solve
+from lab.laws.bootstrap import Interval, no_interval, percentile_interval
+from lab.laws.fit import CONVERGED, Fit, box, problem_of
+
+REACHES = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)  # goals of a profile, in standard errors
+FURTHER = (7.0, 10.0, 15.0, 25.0, 50.0, 100.0, 300.0, 1000.0)  # where those do not reach the end of the interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Resamples:
+    """Of R resamples: coordinates [R, p], quantities by name [R] in natural units, gradients [R] (see `Solution`)."""
+
+    theta: np.ndarray
+    quantities: Mapping[str, np.ndarray]
+    gradient: np.ndarray
+
+    @property
+    def converged(self) -> float:
+        """The share that converged."""
+        return float((self.gradient <= CONVERGED).mean())
+
+    def standard_errors(self) -> dict[str, float]:
+        return {name: float(np.nanstd(values, ddof=1)) for name, values in self.quantities.items()}
+
+    def intervals(self, level: float, observations: int | None = None) -> dict[str, Interval]:
+        """Percentile intervals; with `observations` (rows or groups drawn from) widened as small samples need."""
+        p = self.theta.shape[1]
+        return {name: percentile_interval(values, level, observations, p) for name, values in self.quantities.items()}
+
+
+def names_of(fit: Fit) -> list[str]:
+    return [*fit.law.names, *(d.name for d in fit.law.derived)]
+
+
+def logs_of(fit: Fit) -> list[bool]:
+    """Which quantities are followed as logarithms."""
+    return [*(p.log for p in fit.law.parameters), *(d.log for d in fit.law.derived)]
+
+
+def draw(rows: int, resamples: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """Row counts [R, n] of drawing rows, or whole groups of rows (labels [n]), with replacement."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(rows) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    size = int(labels.max()) + 1
+    counts = rng.multinomial(size, np.full(size, 1 / size), resamples)
+    return counts[:, labels].astype(float)
+
+
+def bootstrap(fit: Fit, counts: np.ndarray) -> Resamples:
+    """Solves every resample to its optimum, from the fit and from the optima of its other basins.
+
+    Args:
+      counts: how often each row is drawn, [R, n] (see `draw`); multiplies the rows' own weights.
+    """
+    problem = problem_of(fit.law, fit.objective.space)
+    low, high = _box(fit)
+    weights = counts * fit.rows.weights
+    best = None
+    for start in [fit.theta, *fit.others]:
+        theta = np.broadcast_to(start, (len(counts), len(start)))
+        found = _solve(fit, problem, theta, low, high, weights)
+        if best is None:
+            best = found
+            continue
+        better = found.objective < best.objective
+        pick = lambda new, old: np.where(better.reshape(-1, *(1,) * (old.ndim - 1)), new, old)  # noqa: B023, E731
+        fields = [pick(getattr(found, f.name), getattr(best, f.name)) for f in dataclasses.fields(best)]
+        best = solve.Solution(*fields)
+    quantities = {
+        name: np.exp(best.quantities[:, i]) if log else best.quantities[:, i]
+        for i, (name, log) in enumerate(zip(names_of(fit), logs_of(fit)))
+    }
+    return Resamples(best.theta, quantities, best.gradient)
+
+
+def profile(fit: Fit, names: Sequence[str] | None = None, level: float = 0.95) -> dict[str, Interval]:
+    """Profile-likelihood intervals of constants and derived quantities (all of them where no names are given)."""
+    known = names_of(fit)
+    names = known if names is None else list(names)
+    if fit.degrees_of_freedom <= 0:
+        reason = f"{fit.degrees_of_freedom + len(fit.theta)} rows for {len(fit.theta)} constants leave no scatter"
+        return {name: no_interval(reason, level) for name in names}
+    held = [name for name in names if name in fit.fixed]
+    names = [name for name in names if name not in fit.fixed]
+    curves = profile_curves(fit, names, REACHES)
+    bound = float(student.ppf(0.5 + level / 2, fit.degrees_of_freedom))
+    short = [name for name in names if not _reached(curves[name], bound)]
+    if short:
+        for name, further in profile_curves(fit, short, FURTHER).items():
+            curves[name] = np.unique(np.concatenate([curves[name], further]), axis=0)
+    logs = dict(zip(known, logs_of(fit)))
+    found = {name: no_interval("held fixed", level) for name in held}
+    for name in names:
+        if not np.isfinite(fit.dispersion) or fit.dispersion <= 0:
+            found[name] = no_interval("the residuals have no spread to judge by", level)
+            continue
+        low, high = _ends(curves[name], bound)
+        if logs[name]:
+            low, high = float(np.exp(low)), float(np.exp(high))
+        found[name] = Interval(low, high, level)
+    return found
+
+
+def profile_curves(fit: Fit, names: Sequence[str], reaches: Sequence[float]) -> dict[str, np.ndarray]:
+    """Points [K, 2] of each quantity's profile: its value, and the signed root of 2 (Q - Q_min) / dispersion."""
+    problem = problem_of(fit.law, fit.objective.space)
+    known, (low, high) = names_of(fit), _box(fit)
+    data = solve.data_of(problem, fit.rows, fit.scale, 1.0, True)
+    *_, centre, slopes = solve.local(problem, data, fit.rows.weights, fit.theta)  # [q], [q, p]
+    covariance = np.nan_to_num(fit.covariance, nan=0.0, posinf=0.0, neginf=0.0)
+    errors = np.sqrt(np.einsum("qi,ij,qj->q", slopes, covariance, slopes))
+    alike = np.sqrt(np.einsum("qi,ij,qj->q", slopes, np.nan_to_num(fit.alike_covariance), slopes))
+    wider = np.where((alike > 0) & (errors > alike), errors / np.where(alike > 0, alike, 1.0), 1.0)
+    errors = np.where(errors > 0, errors, 0.1)
+    goals, select, strength, starts = [], [], [], []
+    steps = [side * reach for side in (-1, 1) for reach in reaches]
+    for name in names:
+        i = known.index(name)
+        for step in steps:
+            goals.append(centre[i] + step * errors[i])
+            select.append(np.eye(len(known))[i])
+            strength.append(1e3 * max(fit.dispersion, 1e-12) / errors[i] ** 2)
+            starts.append(fit.theta + step * np.clip(covariance @ slopes[i] / errors[i], -20, 20))
+    starts = np.clip(np.array(starts), low, high)
+    pulls = (np.array(select), np.array(goals), np.array(strength))
+    found = _solve(fit, problem, starts, low, high, fit.rows.weights, pulls)
+    again = _solve(fit, problem, np.broadcast_to(fit.theta, starts.shape), low, high, fit.rows.weights, pulls)
+    curves = {}
+    for k, name in enumerate(names):
+        i, lanes = known.index(name), slice(k * len(steps), (k + 1) * len(steps))
+        points = []
+        for solution in (found, again):
+            rise = (
+                np.sqrt(np.maximum(0, 2 * (solution.objective[lanes] - fit.scaled_value)) / fit.dispersion) / wider[i]
+            )
+            value = np.where(solution.gradient[lanes] <= CONVERGED, solution.quantities[lanes, i], np.nan)
+            points.append(np.stack([value, np.sign(value - centre[i]) * rise], 1))
+        points = np.concatenate([*points, [[centre[i], 0.0]]])
+        curves[name] = _lower_envelope(points[np.isfinite(points).all(1)], centre[i])
+    return curves
+
+
+def _lower_envelope(points: np.ndarray, centre: float) -> np.ndarray:
+    """Of points from several starts, those not above a line that better ones draw: sorted, rising from the centre."""
+    kept = [np.array([[centre, 0.0]])]
+    for side in (-1, 1):
+        mine = points[np.sign(points[:, 0] - centre) == side]
+        mine = mine[np.argsort(-np.abs(mine[:, 0] - centre), kind="stable")]
+        least = np.inf
+        for value, root in mine:  # from the far end inwards: a profile rises with distance
+            if abs(root) <= least:
+                least = abs(root)
+                kept.append(np.array([[value, root]]))
+    joined = np.concatenate(kept)
+    return joined[np.argsort(joined[:, 0])]
+
+
+def _reached(curve: np.ndarray, bound: float) -> bool:
+    return bool(curve[:, 1].min() <= -bound and curve[:, 1].max() >= bound)
+
+
+def _ends(curve: np.ndarray, bound: float) -> tuple[float, float]:
+    """Where the signed root crosses -bound and bound, interpolated; infinite where it does not."""
+    value, root = curve[:, 0], curve[:, 1]
+    ends = []
+    for side in (-1, 1):
+        beyond = np.flatnonzero(side * root >= bound)
+        if not len(beyond):
+            ends.append(side * np.inf)
+            continue
+        outer = beyond[0] if side > 0 else beyond[-1]
+        inner = outer - side
+        share = (side * bound - root[inner]) / (root[outer] - root[inner])
+        ends.append(float(value[inner] + share * (value[outer] - value[inner])))
+    return ends[0], ends[1]
+
+
+def _box(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds, equal where the fit held a constant fixed."""
+    low, high = box(fit.law)
+    fixed = np.array([name in fit.fixed for name in fit.law.names])
+    return np.where(fixed, fit.theta, low), np.where(fixed, fit.theta, high)
+
+
+def _solve(fit, problem, theta, low, high, weights, pulls=None):
+    """Through the objective's last stages: from a near optimum the early ones of lad would lead away."""
+    stages = fit.objective.stages[-3:]
+    for stage in stages:
+        data = solve.data_of(problem, fit.rows, fit.scale, stage, fit.objective.name == "least-squares")
+        found = solve.minimise(problem, data, theta, low, high, weights, pulls)
+        theta = found.theta
+    return found

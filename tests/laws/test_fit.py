@@ -1,0 +1,201 @@
+"""The fitter against closed forms, scipy, and simulated truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import least_squares
+from scipy.special import huber
+from scipy.stats import t as student
+
+from lab.laws.errors import LawError
+from lab.laws.fit import fit
+from lab.laws.intervals import bootstrap, draw, profile
+from lab.laws.law import law
+from lab.laws.objective import Objective
+from lab.laws.solve import Rows
+
+TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
+SQUARES = Objective("least-squares")
+
+
+def rows(columns, target, weights=None, censored=None) -> Rows:
+    n = len(target)
+    weights = np.ones(n) if weights is None else weights
+    return Rows(columns, np.asarray(target, float), weights, np.zeros(n, bool) if censored is None else censored)
+
+
+def surface(noise: float, seed: int = 0, n: int = 120) -> Rows:
+    """Points of the Hoffmann law with log-normal noise."""
+    rng = np.random.default_rng(seed)
+    N, D = 10 ** rng.uniform(7, 10, n), 10 ** rng.uniform(8.5, 11.5, n)
+    loss = TRUTH["E"] + TRUTH["A"] * N ** -TRUTH["alpha"] + TRUTH["B"] * D ** -TRUTH["beta"]
+    return rows({"N": N, "D": D}, loss * np.exp(noise * rng.standard_normal(n)))
+
+
+def line(noise: float = 0.05, n: int = 12, seed: int = 3) -> Rows:
+    rng = np.random.default_rng(seed)
+    x = np.geomspace(1, 1e3, n)
+    return rows({"x": x}, 3 * x**-0.4 * np.exp(noise * rng.standard_normal(n)))
+
+
+@pytest.mark.parametrize("name", ["huber", "least-squares", "lad"])
+def test_noise_free_points_give_their_constants_back(name):
+    found = fit(law("hoffmann"), surface(0.0), Objective(name))
+    for constant, value in TRUTH.items():
+        assert found.values[constant] == pytest.approx(value, rel=1e-6)
+    assert found.objective_value < 1e-12
+
+
+def test_least_squares_agree_with_scipy():
+    data = surface(0.02)
+    found = fit(law("hoffmann"), data, SQUARES)
+
+    def residual(t):
+        predicted = t[0] + np.exp(t[1]) * data.columns["N"] ** -t[3] + np.exp(t[2]) * data.columns["D"] ** -t[4]
+        return np.log(predicted) - np.log(data.target)
+
+    start = [TRUTH["E"], np.log(TRUTH["A"]), np.log(TRUTH["B"]), TRUTH["alpha"], TRUTH["beta"]]
+    theirs = least_squares(residual, start, xtol=1e-15, ftol=1e-15, gtol=1e-15, x_scale="jac")
+    assert found.objective_value <= theirs.cost * (1 + 1e-10)
+    assert found.values["alpha"] == pytest.approx(theirs.x[3], rel=1e-5)
+    assert found.certificate.converged and found.certificate.identified
+
+
+def test_the_objective_is_the_papers_own_sum():
+    data = surface(0.02)
+    for objective, total in (
+        (Objective("huber", 1e-3), lambda r: huber(1e-3, r).sum()),
+        (SQUARES, lambda r: 0.5 * (r**2).sum()),
+        (Objective("lad"), lambda r: np.abs(r).sum()),
+    ):
+        found = fit(law("hoffmann"), data, objective)
+        assert found.objective_value == pytest.approx(total(found.residuals), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["huber", "lad"])
+def test_no_nearby_point_is_better(name):
+    """Of a convex-by-pieces objective, the optimum beats steps along every axis and many random directions."""
+    data = surface(0.02)
+    found = fit(law("hoffmann"), data, Objective(name))
+    rng = np.random.default_rng(0)
+
+    def total(theta):
+        E, A, B, alpha, beta = theta
+        r = np.log(np.exp(E) + np.exp(A) * data.columns["N"] ** -np.exp(alpha)
+                   + np.exp(B) * data.columns["D"] ** -np.exp(beta)) - np.log(data.target)  # fmt: skip
+        return huber(1e-3, r).sum() if name == "huber" else np.abs(r).sum()
+
+    here = total(found.theta)
+    assert here == pytest.approx(found.objective_value, rel=1e-6)
+    for size in (1e-2, 1e-4, 1e-6):
+        steps = size * rng.standard_normal((200, 5))
+        assert min(total(found.theta + step) for step in steps) >= here * (1 - 1e-9)
+
+
+def test_a_fit_does_not_depend_on_units():
+    data = surface(0.02)
+    thousands = rows({"N": data.columns["N"] / 1e6, "D": data.columns["D"] / 1e9}, data.target)
+    a, b = (fit(law("hoffmann"), each) for each in (data, thousands))
+    assert b.objective_value == pytest.approx(a.objective_value, rel=1e-8)
+    assert b.values["alpha"] == pytest.approx(a.values["alpha"], rel=1e-5)
+    assert b.values["A"] * 1e6 ** b.values["alpha"] == pytest.approx(a.values["A"], rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_profile_of_a_straight_line_is_students_interval(seed):
+    """Where the law is linear in its coordinates, the profile interval is exact and known in closed form.
+
+    It is Student's, or, if that is wider, the one with White's errors (1980, with n / (n - p)).
+    """
+    data = line(seed=seed)
+    found = fit(law("power"), data, SQUARES)
+    ours = profile(found, level=0.9)
+    X = np.stack([np.ones(12), np.log(data.columns["x"])], 1)
+    y = np.log(data.target)
+    inverse = np.linalg.inv(X.T @ X)
+    best = inverse @ X.T @ y
+    r = y - X @ best
+    usual = np.sqrt(np.diag(inverse) * (r**2).sum() / 10)
+    white = np.sqrt(np.diag(inverse @ (X.T * r**2) @ X @ inverse) * 12 / 10)
+    reach = student.ppf(0.95, 10) * np.maximum(usual, white)
+    for name, centre, half in zip(("c", "p"), best, reach):
+        low, high = ours[name].low, ours[name].high
+        low, high = (np.log(low), np.log(high)) if name == "c" else (low, high)
+        assert (low, high) == pytest.approx((centre - half, centre + half), rel=1e-3)
+
+
+def test_weights_count_rows():
+    data = line()
+    counts = np.array([0, 1, 2, 3, 1, 0, 2, 1, 1, 1, 4, 1], float)
+    weighted = fit(law("power"), rows(data.columns, data.target, counts), SQUARES)
+    index = np.repeat(np.arange(12), counts.astype(int))
+    repeated = fit(law("power"), rows({"x": data.columns["x"][index]}, data.target[index]), SQUARES)
+    assert weighted.values == pytest.approx(repeated.values, rel=1e-8)
+
+
+def test_every_resample_is_solved_to_its_optimum():
+    data = surface(0.02)
+    found = fit(law("hoffmann"), data)
+    counts = draw(len(data), 40, seed=1)
+    resamples = bootstrap(found, counts)
+    assert resamples.converged == 1.0
+    for i in (0, 7, 23):
+        alone = fit(law("hoffmann"), rows(data.columns, data.target, counts[i]))
+        assert resamples.quantities["alpha"][i] == pytest.approx(alone.values["alpha"], rel=1e-5)
+
+
+def test_groups_are_drawn_whole():
+    counts = draw(6, 50, seed=0, groups=np.array(["a", "a", "b", "b", "b", "c"]))
+    assert (counts[:, 0] == counts[:, 1]).all() and (counts[:, 2] == counts[:, 4]).all()
+    assert (counts[:, [0, 2, 5]].sum(1) == 3).all()
+
+
+def test_a_constant_that_the_data_do_not_hold_is_said_not_to_be_identified():
+    """A steepening curve has no floor: E runs to its bound."""
+    rng = np.random.default_rng(0)
+    N, D = 10 ** rng.uniform(7, 10, 60), 10 ** rng.uniform(9, 11, 60)
+    loss = (40 * N**-0.2 + 90 * D**-0.2 - 0.3) * np.exp(0.001 * rng.standard_normal(60))
+    found = fit(law("hoffmann"), rows({"N": N, "D": D}, loss))
+    assert "E" in found.certificate.at_bound
+    assert not found.certificate.identified
+    assert any("not identified" in line for line in found.certificate.warnings)
+
+
+def test_censored_rows_push_only_upwards():
+    data = line(noise=0.0)
+    censored = np.zeros(12, bool)
+    censored[-3:] = True
+    below = np.where(censored, data.target / 5, data.target)  # true values lie above what was seen
+    found = fit(law("power"), rows(data.columns, below, censored=censored), SQUARES)
+    assert found.values["p"] == pytest.approx(-0.4, rel=1e-6)
+    above = np.where(censored, data.target * 5, data.target)
+    found = fit(law("power"), rows(data.columns, above, censored=censored), SQUARES)
+    assert found.values["p"] > -0.4 + 0.02
+
+
+def test_fixed_constants_stay():
+    found = fit(law("hoffmann"), surface(0.02), fixed={"alpha": 0.3})
+    assert found.values["alpha"] == pytest.approx(0.3, rel=1e-12)
+    assert found.covariance[found.law.names.index("alpha")].sum() == 0
+
+
+def test_rows_that_cannot_determine_a_law_are_refused():
+    with pytest.raises(LawError, match="found 4 rows, expected at least 5"):
+        fit(law("hoffmann"), surface(0.0, n=4))
+    bad = surface(0.0, n=20)
+    with pytest.raises(LawError, match="N: found 0"):
+        fit(law("hoffmann"), rows({**bad.columns, "N": np.zeros(20)}, bad.target))
+    with pytest.raises(LawError, match="NaN"):
+        fit(law("hoffmann"), rows(bad.columns, np.full(20, np.nan)))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.floats(-1.5, 1.5).filter(lambda p: abs(p) > 0.05), st.floats(-8, 8))
+def test_any_power_law_is_found(p, log_c):
+    x = np.geomspace(0.1, 1e4, 15)
+    found = fit(law("power"), rows({"x": x}, np.exp(log_c) * x**p), SQUARES)
+    assert found.values["p"] == pytest.approx(p, rel=1e-7)
+    assert np.log(found.values["c"]) == pytest.approx(log_c, abs=1e-6)
