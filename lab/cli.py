@@ -8,8 +8,8 @@ the output went away.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import errno
+import functools
 import json
 import os
 import shlex
@@ -18,7 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lab import cli_laws
 from lab.errors import ConfigError, ResultsError, UserError
+from lab.laws.errors import LawsError
 from lab.report.display import Display
 
 COMMITTED = Path(__file__).resolve().parents[1] / "experiments" / "results"
@@ -28,6 +30,7 @@ EXAMPLES = """examples:
   lab reproduce critical-batch-size/fixed-model
   lab reproduce critical-batch-size/fixed-model --scale smoke --model.width=16
   lab show critical-batch-size/fixed-model
+  lab fit hoffmann runs.csv --map N=params --map D=tokens --map loss=final_loss
 """
 OVERRIDES = "Any config key can be overridden: --section.key=value, as `lab plan ID --config` lists them."
 NO_PLACE = ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "EEXIST")  # of a path the user gave
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = options.verb(options, overrides)
         sys.stdout.flush()
         return code
-    except UserError as error:
+    except (UserError, LawsError) as error:
         return mistake(str(error))
     except KeyboardInterrupt:
         again = shlex.join(["lab", *argv])
@@ -105,10 +108,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         sub.add_argument("--quiet", action="store_true", help="no progress on standard error")
         if name == "reproduce":
             sub.add_argument("--published", metavar="FILE", help="analyse the authors' own table instead of training")
+            sub.add_argument("--data-root", metavar="DIR", help="where published data sets lie ($WINDTUNNEL_DATA)")
     verb("show", show, "verdicts, tables and figure of what was reproduced, or else of what is committed")
     export = verb("export", export_run, "take the weights of one run out as an npz", experiment=False)
     export.add_argument("run", metavar="RUN", help="a run's identity, or its beginning")
     export.add_argument("out", metavar="OUT", help="the npz file to write")
+    cli_laws.add_verbs(functools.partial(verb, experiment=False))
     options, rest = parser.parse_known_args(argv)
     return options, parse_overrides(rest)
 
@@ -201,8 +206,10 @@ def list_experiments(options: argparse.Namespace, overrides: Mapping[str, str]) 
 
     no_overrides(overrides)
     known = list(find_experiments().values())
-    document = [{"id": e.id, "paper": e.paper, "scales": list(e.scales), "summary": e.summary} for e in known]
-    lines = (f"{e.id:34} {', '.join(e.scales)}\n    {e.summary}\n    {e.paper}" for e in known)
+    document = [
+        {"id": e.id, "paper": e.paper, "scales": list(e.scales) or ["published"], "summary": e.summary} for e in known
+    ]
+    lines = (f"{e.id:34} {', '.join(e.scales) or 'published data'}\n    {e.summary}\n    {e.paper}" for e in known)
     show_document(options, document, lines)
     return 0
 
@@ -272,7 +279,7 @@ def reproduce(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """`lab reproduce ID`."""
     from lab.sweep.reproduce import report, results
 
-    if options.published:
+    if options.published or not find(options.id).scales:
         return published(options, overrides)
     study, corpus, runs = trained(options, overrides)
     analysis = study.experiment.analyse(results(study, runs))
@@ -282,16 +289,21 @@ def reproduce(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
 
 
 def published(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
-    """`lab reproduce ID --published FILE`: the same analysis of the authors' own table, with a report of its own."""
-    from lab.sweep.reproduce import open_study, report
+    """Published measurements instead of training: the authors' table (`--published FILE`), or an experiment's own."""
+    from lab.laws import datasets
+    from lab.sweep.reproduce import Study, report
 
     no_overrides(overrides)
     experiment = find(options.id)
-    if experiment.published is None:
+    if experiment.measurements:
+        if options.scale or options.published:
+            raise ConfigError(f"{experiment.id} trains nothing and reads its own data sets: no --scale, no --published")
+        analysis = experiment.measurements(lambda name: datasets.load(name, options.data_root))
+    elif experiment.published is None:
         raise ResultsError(f"{experiment.id} has no published table to analyse: leave --published out")
-    analysis = experiment.published(Path(options.published))
-    any_scale = open_study(experiment, next(iter(experiment.scales)), {}, store_of(options))
-    study = dataclasses.replace(any_scale, scale="published")
+    else:
+        analysis = experiment.published(Path(options.published))
+    study = Study(experiment, "published", None, {}, store_of(options))
     document = report(study, analysis, [], None)
     return present(document, study.directory, options)
 
@@ -300,7 +312,8 @@ def show(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """`lab show ID`: what was reproduced under the root, or else what is committed."""
     from lab.sweep.reproduce import read_report
 
-    experiment, scale = find(options.id), options.scale or "tiny"
+    experiment = find(options.id)
+    scale = options.scale or ("tiny" if experiment.scales else "published")
     if scale == "published":
         no_overrides(overrides)
         directories = [store_of(options).sweep_directory(experiment.id, scale)]

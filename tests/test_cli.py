@@ -105,7 +105,9 @@ def test_list_names_every_experiment(lab):
     assert all({"id", "paper", "scales"} <= set(experiment) for experiment in known)
     ids = [experiment["id"] for experiment in known]
     assert {f"critical-batch-size/{panel}" for panel in ("chinchilla", "fixed-model", "fixed-data")} <= set(ids)
-    assert all({"smoke", "tiny", "small", "paper"} <= set(experiment["scales"]) for experiment in known)
+    scales = {experiment["id"]: set(experiment["scales"]) for experiment in known}
+    assert all({"smoke", "tiny", "small", "paper"} <= scales[name] or scales[name] == {"published"} for name in ids)
+    assert scales["chinchilla/replication"] == {"published"} and "tiny" in scales["critical-batch-size/chinchilla"]
     code, out, _ = lab("list")
     assert code == 0 and all(name in out for name in ids)
 
@@ -212,7 +214,8 @@ def test_export_takes_out_the_weights_of_one_run(reproduced, lab, tmp_path):
 
 
 def test_the_readme_experiment_runs(tmp_path):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = (block for block in blocks if "EXPERIMENTS" in block)
     mine = tmp_path / "mine.py"
     mine.write_text(code, encoding="utf-8")
     smaller = ("--model.width=16", "--model.depth=1", "--model.sequence_length=16", "--run.horizon_tokens=8192")

@@ -42,7 +42,7 @@ def copy(tmp_path_factory):
     "module, statement",
     [
         ("lab/laws/power.py", "import lab.errors"),
-        ("lab/laws/power.py", "import jax"),
+        ("lab/laws/power.py", "import flax"),
         ("lab/models/norm.py", "import lab.train.step"),
         ("lab/train/loop.py", "import lab.sweep.plan"),
         ("lab/data/order.py", "import lab.optim.timeline"),

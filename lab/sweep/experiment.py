@@ -1,5 +1,7 @@
 """What an experiment is: a paper's sweep by scale, its analysis, its figure, its claims.
 
+An experiment may also have no sweep and read the measurements that the paper's authors (or others) published.
+
 A module under `experiments/`, or a file of your own, lists its `EXPERIMENTS`. Everything that is heavy is imported
 inside the functions, so that `lab list` stays quick.
 """
@@ -79,18 +81,28 @@ class Experiment:
       paper: authors, year, title, arXiv number.
       summary: one sentence.
       scales: name -> function that makes the sweep.
+        None where the experiment only reads published measurements.
       analyse: results -> analysis; pure.
       extend: (results, base) -> further points where a tuned axis has its best value on the edge.
       published: path of the authors' table -> analysis, where there is one.
+      measurements: (name of a data set -> data frame) -> analysis, where the experiment trains nothing; see
+        `lab.laws.datasets`.
     """
 
     id: str
     paper: str
     summary: str
-    scales: Mapping[str, Callable[[], Sweep]]
-    analyse: Callable[[Results], Analysis]
+    scales: Mapping[str, Callable[[], Sweep]] = dataclasses.field(default_factory=dict)
+    analyse: Callable[[Results], Analysis] | None = None
     extend: Callable[[Results], Sequence[Point]] | None = None
     published: Callable[[Path], Analysis] | None = None
+    measurements: Callable[[Callable[[str], Any]], Analysis] | None = None
+
+    def __post_init__(self):
+        if bool(self.scales) == bool(self.measurements):
+            raise ConfigError(
+                f"experiment {self.id}: expected scales to train at, or measurements to read, one of them"
+            )
 
 
 def edge_points(

@@ -22,18 +22,19 @@ from lab.train.store import RunStore, read_json, write_json, write_table
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """An experiment at a scale, with the user's overrides, on a root."""
+    """An experiment at a scale, with the user's overrides, on a root; at scale "published" it has no sweep."""
 
     experiment: Experiment
     scale: str
-    sweep: Sweep
+    sweep: Sweep | None
     overrides: Mapping[str, Any]
     store: RunStore
 
     @property
     def directory(self) -> Path:
         """Where the report lies: the scale's, or one of its own where there are overrides."""
-        meant = {key: get(self.sweep.base, key) for key in self.overrides if not key.startswith("execution.")}
+        meaning = [key for key in self.overrides if not key.startswith("execution.")]
+        meant = {key: get(self.sweep.base, key) for key in meaning}
         name = f"{self.scale}-{digest(meant, 8)}" if meant else self.scale
         return self.store.sweep_directory(self.experiment.id, name)
 
@@ -50,6 +51,8 @@ def open_study(experiment: Experiment, scale: str, overrides: Mapping[str, Any],
     Raises:
       ConfigError: unknown scale, key or value.
     """
+    if not experiment.scales:
+        raise ConfigError(f"{experiment.id} trains nothing: `lab reproduce {experiment.id}` reads published data")
     if scale not in experiment.scales:
         raise ConfigError(f"{experiment.id} has no scale {scale!r}{nearest(scale, experiment.scales)}")
     sweep = experiment.scales[scale]()

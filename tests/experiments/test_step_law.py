@@ -1,0 +1,102 @@
+"""Step Law on the released runs, and on simulated cells whose law is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import step_law
+from lab.laws.datasets import load
+from lab.laws.errors import DataSetError
+
+TRUE = np.array([1.0, -0.6, 0.25, -1.0, 0.5])  # in the order of step_law.NAMES
+
+
+def simulated(law=TRUE, noise=0.0, seed=0):
+    """Bowls of ln loss about the law's optimum, on grids like those released."""
+    rng, rows = np.random.default_rng(seed), []
+    for n in (2e8, 5.3e8, 1.7e9):
+        for d in (5e9, 2e10, 8e10):
+            setting = step_law.recommend(law)({"N": n, "D": d})
+            lr, bs = 2.0 ** np.arange(-14, -3, 0.5), 2.0 ** np.arange(3, 13)
+            lr, bs = (grid.ravel() for grid in np.meshgrid(lr, bs))
+            u, v = np.log(lr / setting["lr"]), np.log(bs * 2048 / setting["B"])
+            loss = 2.5 * np.exp(0.01 * u**2 + 0.008 * v**2 - 0.004 * u * v + rng.normal(0, noise, len(u)))
+            rows.append(pd.DataFrame({"N": n, "D": d, "lr": lr, "bs": bs, "smooth loss": loss}))
+    return step_law.prepared(pd.concat(rows, ignore_index=True))
+
+
+def test_the_law_comes_back_from_simulated_cells():
+    runs = simulated()
+    rows = step_law.kept(runs, step_law.THRESHOLD)
+    found = step_law.constants(rows, np.ones((1, len(rows))))[0]
+    np.testing.assert_allclose(found[[1, 2, 4]], TRUE[[1, 2, 4]], atol=0.06)  # the grid is coarse
+    optima = step_law.surface_optima(runs)
+    assert len(optima) == 9
+    exact = step_law.constants(optima, np.ones((1, 9)))[0]
+    np.testing.assert_allclose(exact, TRUE, atol=1e-5)
+    np.testing.assert_allclose(step_law.cost(runs, step_law.recommend(TRUE))["excess"], 0.0, atol=1e-9)
+
+
+def test_constants_are_least_squares_of_counted_rows():
+    rows = step_law.kept(simulated(noise=0.001), 0.01)
+    counts = np.random.default_rng(0).integers(0, 3, len(rows))
+    repeated = rows.loc[rows.index.repeat(counts)]
+    log = {name: np.log(repeated[name].to_numpy(float)) for name in ("N", "D", "lr", "B")}
+    ones = np.ones(len(repeated))
+    lr = np.linalg.lstsq(np.stack([ones, log["N"], log["D"]], 1), log["lr"], rcond=None)[0]
+    batch = np.linalg.lstsq(np.stack([ones, log["D"]], 1), log["B"], rcond=None)[0]
+    found = step_law.constants(rows, counts[None].astype(float))[0]
+    np.testing.assert_allclose(found, [*lr, *batch], rtol=1e-6)
+
+
+def test_resampled_cells_scatter_as_fresh_runs_do():
+    runs = simulated(noise=0.003)
+    rows = step_law.kept(runs, step_law.THRESHOLD)
+    fresh = []
+    for seed in range(40):
+        other = step_law.kept(simulated(noise=0.003, seed=seed), step_law.THRESHOLD)
+        fresh.append(step_law.constants(other, np.ones((1, len(other))))[0])
+    by_cell = step_law.resampled(rows, rows["cell"].to_numpy()).std(0)
+    assert 0.5 < by_cell[1] / np.std(fresh, 0)[1] < 2
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    try:
+        return step_law.analyse(load)
+    except DataSetError as error:
+        pytest.skip(f"published numbers NOT checked: {error}")
+
+
+def test_published_constants_are_the_means_of_the_authors_resamples(analysis):
+    table = analysis.tables["published-against-ours"].set_index("quantity")
+    printed = {"lr: N": -0.713, "lr: D": 0.307, "B: D": 0.571}
+    for name, value in printed.items():
+        assert table.published[name] == pytest.approx(value, abs=5e-4)
+    levels = np.exp(table.published[["lr: ln constant", "B: ln constant"]].tolist())
+    assert levels == pytest.approx([1.79, 0.58], abs=0.01)
+    spread = [f"{name}, deviation of row resamples" for name in printed]
+    np.testing.assert_allclose(table.published[spread].tolist(), [0.030, 0.019, 0.019], atol=5e-4)
+
+
+def test_released_runs_give_other_exponents_at_little_cost(analysis):
+    """0.20 and not 0.31 for the exponent of D; the batch exponent falls from 0.67 to 0.47 as the threshold widens."""
+    table = analysis.tables["published-against-ours"].set_index("quantity")
+    assert table.ours["lr: D"] == pytest.approx(0.197, abs=5e-4)
+    assert table.ours["lr: N"] == pytest.approx(-0.766, abs=5e-4)
+    assert (table.reason != "").all()
+    batch = analysis.tables["sensitivity"].set_index("choice")["B: D"]
+    assert batch["within 0.1 % of the best"] > 0.6 > 0.52 > batch["within 1 % of the best"]
+    regret = analysis.tables["regret"]
+    assert len(regret) == 17 and 0 < regret["published"].mean() < 0.25
+    verdicts = {finding.claim.text: finding.verdict for finding in analysis.findings}
+    decided = {text for text, verdict in verdicts.items() if verdict == "holds"}
+    assert decided == {"The best learning rate grows with D at fixed N"} and len(verdicts) == 5
+    assert "contradicted" not in verdicts.values()
+
+
+def test_figure(analysis, tmp_path):
+    path = analysis.draw(tmp_path / "figure")
+    assert path.stat().st_size > 20_000 and path.with_suffix(".svg").exists()
