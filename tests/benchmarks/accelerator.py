@@ -56,8 +56,10 @@ def main() -> None:
     pairs = [(tokens_per_second(together), tokens_per_second(alone)) for _ in range(rounds)]
     ratios = sorted(a / b for a, b in pairs)
     packed, single = (statistics.median(side) for side in zip(*pairs))
-    print(f"{runs} runs in a pack {packed:.3g} tokens/s, one run {single:.3g}, ratio {statistics.median(ratios):.2f} "
-          f"({ratios[0]:.2f}-{ratios[-1]:.2f} over {rounds} rounds)")
+    print(
+        f"{runs} runs in a pack {packed:.3g} tokens/s, one run {single:.3g}, ratio {statistics.median(ratios):.2f} "
+        f"({ratios[0]:.2f}-{ratios[-1]:.2f} over {rounds} rounds)"
+    )
 
 
 if __name__ == "__main__":

@@ -36,9 +36,7 @@ def table(variable, exponent, noise, rng, sizes=(1.0, 2.0, 4.0, 8.0), seeds=2, l
 @needs_published
 def test_the_authors_table_gives_the_authors_numbers():
     analysis = analyse(read_published(PUBLISHED), "chinchilla", Settings(256.0))
-    np.testing.assert_allclose(
-        [g.critical for g in analysis.groups], [745.3, 955.2, 1393.7, 1888.5, 2533.4], atol=0.05
-    )
+    np.testing.assert_allclose([g.critical for g in analysis.groups], [745.3, 955.2, 1393.7, 1888.5, 2533.4], atol=0.05)
     assert analysis.law.coefficient == pytest.approx(93.197, abs=5e-4)
     assert analysis.law.exponent == pytest.approx(0.46828, abs=5e-6)
     assert analysis.law.linear.coefficient == pytest.approx(99.506, abs=5e-4)
@@ -172,9 +170,15 @@ class World:
                     self.curves[run] = pd.DataFrame({"step": steps, "tokens": steps * batch * SEQUENCE, "loss": loss})
                     rows.append(
                         {
-                            "run": run, "model.width": 64, "parameters": 2e5, "run.batch_tokens": batch * SEQUENCE,
-                            "optimizer.learning_rate": rate, "run.seed": seed, "run.horizon_tokens": last,
-                            "status": "finished", "sequence_length": SEQUENCE,
+                            "run": run,
+                            "model.width": 64,
+                            "parameters": 2e5,
+                            "run.batch_tokens": batch * SEQUENCE,
+                            "optimizer.learning_rate": rate,
+                            "run.seed": seed,
+                            "run.horizon_tokens": last,
+                            "status": "finished",
+                            "sequence_length": SEQUENCE,
                         }
                     )
         self.runs = pd.DataFrame(rows)

@@ -7,16 +7,6 @@ import pandas as pd
 import pytest
 
 from experiments import cooldown
-from lab.laws.datasets import load
-from lab.laws.errors import DataSetError
-
-
-@pytest.fixture(scope="module")
-def published():
-    try:
-        return load("lr_schedule_runs"), load("lr_schedule_val_curves")
-    except DataSetError as error:
-        pytest.skip(f"published numbers NOT checked: {error}")
 
 
 def grid(exponent):
@@ -47,8 +37,9 @@ def test_runs_whose_final_loss_is_not_their_curves_are_left_out():
 
 
 def test_published_runs_pair_at_equal_length(published):
-    runs, said = cooldown.consistent(*published)
-    assert len(published[0]) - len(runs) == 2 and said.count("off its curve") == 2
+    table = published("lr_schedule_runs")
+    runs, said = cooldown.consistent(table, published("lr_schedule_val_curves"))
+    assert len(table) - len(runs) == 2 and said.count("off its curve") == 2
     pairs = cooldown.equal_length(runs)
     mean, interval = cooldown.by_model(pairs["difference"], pairs["parameters"])
     assert len(pairs) == 24 and pairs["parameters"].nunique() == 9
@@ -60,6 +51,6 @@ def test_published_runs_pair_at_equal_length(published):
 
 
 def test_tokens_per_update_are_the_papers_tenth_of_a_million(published):
-    runs = published[0]
+    runs = published("lr_schedule_runs")
     per_update = runs[["batch", "acc", "world", "seq_len"]].prod(axis=1)
     assert (per_update == 102_400 * np.where(runs["acc"] == 4, 2, 1)).all()

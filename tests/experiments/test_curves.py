@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from experiments import annealing_law, loss_curves, multi_power_law
-from lab.laws.datasets import load
-from lab.laws.errors import DataSetError, TableError
+from lab.laws.errors import TableError
 from lab.laws.fit import fit
 from lab.laws.law import law
 
@@ -16,11 +15,8 @@ FEWER = 16  # the default tests' fits read every so-manieth row of a curve
 
 
 @pytest.fixture(scope="module", params=loss_curves.SIZES)
-def measured(request):
-    try:
-        return request.param, loss_curves.curves(load(f"mpl_curves_{request.param}"))
-    except DataSetError as error:
-        pytest.skip(f"published numbers NOT checked: {error}")
+def measured(request, published):
+    return request.param, loss_curves.curves(published(f"mpl_curves_{request.param}"))
 
 
 def test_histories_are_the_stated_schedules():
@@ -80,11 +76,8 @@ def test_full_minimisation_fits_better_and_predicts_worse(measured):
     assert 0.99 < r2 < multi_power_law.PRINTED[size]["R2"]
 
 
-def test_annealing_law_on_the_same_curves(tmp_path):
-    try:
-        found = annealing_law.analyse(load, sizes=("100M",), decays=(0.999,), every=FEWER)
-    except DataSetError as error:
-        pytest.skip(f"published numbers NOT checked: {error}")
+def test_annealing_law_on_the_same_curves(published, tmp_path):
+    found = annealing_law.analyse(published, sizes=("100M",), decays=(0.999,), every=FEWER)
     choices = found.tables["choices"].set_index("changes counted")
     assert choices.loc["after warm-up", "objective"] > 0
     test = found.tables["test-curves"].groupby("law")["RMSE"].mean()
@@ -93,11 +86,8 @@ def test_annealing_law_on_the_same_curves(tmp_path):
 
 
 @pytest.mark.long
-def test_multi_power_law_whole(tmp_path):
-    try:
-        found = multi_power_law.analyse(load, sizes=("100M",), every=32, resamples=64)
-    except DataSetError as error:
-        pytest.skip(f"published numbers NOT checked: {error}")
+def test_multi_power_law_whole(published, tmp_path):
+    found = multi_power_law.analyse(published, sizes=("100M",), every=32, resamples=64)
     table = found.tables["objective-and-test"].set_index("constants")
     assert table.loc["full", "objective"] < table.loc["published", "objective"] / 10
     assert table.loc["full", "R2"] < table.loc["published", "R2"]

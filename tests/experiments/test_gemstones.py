@@ -7,17 +7,11 @@ import pytest
 from scipy.special import huber
 
 from experiments import gemstones
-from lab.laws.datasets import load
-from lab.laws.errors import DataSetError
 
 
 @pytest.fixture(scope="module")
-def analysis():
-    try:
-        load("gemstones_published_fits")
-    except DataSetError as error:
-        pytest.skip(f"published numbers NOT checked: {error}")
-    return gemstones.analyse(load, resamples=60)
+def analysis(published):
+    return gemstones.analyse(published, resamples=60)
 
 
 def test_the_saved_objectives_come_back_at_the_saved_constants(analysis):
@@ -33,10 +27,10 @@ def test_no_objective_exceeds_the_saved_one(analysis):
     assert objectives["excess"].max() == pytest.approx(0.027, abs=2e-3)
 
 
-def test_the_objective_is_scipys(analysis):
+def test_the_objective_is_scipys(published, analysis):
     ours = analysis.tables["published-against-ours"]
-    for name, delta, _, _ in gemstones.saved_fits(load)[::5]:
-        rows, _ = gemstones.rows_of_fit(load, name)
+    for name, delta, _, _ in gemstones.saved_fits(published)[::5]:
+        rows, _ = gemstones.rows_of_fit(published, name)
         p = ours[(ours["data"] == name) & (ours["delta"] == f"{delta:g}")].set_index("quantity")["ours"]
         N, D = rows.columns["N"], rows.columns["D"]
         predicted = p["E"] + p["A"] / N ** p["alpha"] + p["B"] / D ** p["beta"]

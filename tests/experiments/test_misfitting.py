@@ -7,17 +7,11 @@ import pandas as pd
 import pytest
 
 from experiments import misfitting
-from lab.laws.datasets import load
-from lab.laws.errors import DataSetError
 
 
 @pytest.fixture(scope="module")
-def analysis():
-    try:
-        load("misfitting_last_checkpoint"), load("misfitting_all_checkpoints")
-    except DataSetError as error:
-        pytest.skip(f"published numbers NOT checked: {error}")
-    return misfitting.analyse(load, resamples=60)
+def analysis(published):
+    return misfitting.analyse(published, resamples=60)
 
 
 @pytest.mark.parametrize("law", ["hoffmann", "hoffmann-shared"])

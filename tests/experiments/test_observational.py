@@ -7,16 +7,11 @@ import pandas as pd
 import pytest
 
 from experiments import observational
-from lab.laws.datasets import load
-from lab.laws.errors import DataSetError
 
 
 @pytest.fixture(scope="module")
-def analysis():
-    try:
-        return observational.analyse(load, resamples=100)
-    except DataSetError as error:
-        pytest.skip(f"published numbers NOT checked: {error}")
+def analysis(published):
+    return observational.analyse(published, resamples=100)
 
 
 def models(seed=0):

@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 
 from experiments import openclip
-from lab.laws.datasets import load
-from lab.laws.errors import DataSetError
 from lab.laws.power import fit_power_law
 
 
 @pytest.fixture(scope="module")
-def analysis():
-    try:
-        return openclip.analyse(load)
-    except DataSetError as error:
-        pytest.skip(f"published numbers NOT checked: {error}")
+def analysis(published):
+    return openclip.analyse(published)
 
 
 def test_the_envelope_takes_the_least_error_of_each_bin_that_holds_a_model():

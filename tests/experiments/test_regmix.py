@@ -7,16 +7,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from experiments import regmix
-from lab.laws.datasets import load
-from lab.laws.errors import DataSetError
 
 
 @pytest.fixture(scope="module")
-def analysis():
-    try:
-        return regmix.analyse(load)
-    except DataSetError as error:
-        pytest.skip(f"published numbers NOT checked: {error}")
+def analysis(published):
+    return regmix.analyse(published)
 
 
 def mixtures(n, seed=0):

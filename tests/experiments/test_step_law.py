@@ -7,8 +7,6 @@ import pandas as pd
 import pytest
 
 from experiments import step_law
-from lab.laws.datasets import load
-from lab.laws.errors import DataSetError
 
 TRUE = np.array([1.0, -0.6, 0.25, -1.0, 0.5])  # in the order of step_law.NAMES
 
@@ -63,11 +61,8 @@ def test_resampled_cells_scatter_as_fresh_runs_do():
 
 
 @pytest.fixture(scope="module")
-def analysis():
-    try:
-        return step_law.analyse(load)
-    except DataSetError as error:
-        pytest.skip(f"published numbers NOT checked: {error}")
+def analysis(published):
+    return step_law.analyse(published)
 
 
 def test_published_constants_are_the_means_of_the_authors_resamples(analysis):

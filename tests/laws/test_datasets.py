@@ -16,19 +16,9 @@ from lab.laws.errors import DataSetError
 NAMES = sorted(DATASETS)
 
 
-def measured(name: str):
-    """The data set, or a loud skip."""
-    try:
-        return load(name)
-    except DataSetError as error:
-        if "found no" not in str(error):
-            raise
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_as_its_record_says(name):
-    frame, known = measured(name), DATASETS[name]
+def test_a_file_is_as_its_record_says(published, name):
+    frame, known = published(name), DATASETS[name]
     assert len(frame) == known.rows
     unknown = [c for c in frame.columns if c not in known.columns and not any(map(globbed(c), known.columns))]
     absent = [p for p in known.columns if not any(c == p or globbed(c)(p) for c in frame.columns)]

@@ -6,8 +6,7 @@ import numpy as np
 import pandas
 import pytest
 
-from lab.laws.datasets import load
-from lab.laws.errors import DataSetError, LawError, TableError
+from lab.laws.errors import LawError, TableError
 from lab.laws.fit import fit
 from lab.laws.holdout import chosen, compare, hold_out, largest, leave_one_size_out, sizes
 from lab.laws.law import Column, Law, exponent, law, positive
@@ -126,13 +125,9 @@ def test_what_cannot_be_held_out_is_refused():
         compare(found)
 
 
-def test_hoffmann_extrapolates_to_the_largest_budgets_of_its_own_data():
+def test_hoffmann_extrapolates_to_the_largest_budgets_of_its_own_data(published):
     """A law with a floor predicts the tenth of the published runs with the most compute better than the nearest run."""
-    try:
-        frame = load("chinchilla_svg")
-    except DataSetError as error:
-        pytest.skip(str(error))
-    frame = frame.nsmallest(240, "loss")
+    frame = published("chinchilla_svg").nsmallest(240, "loss")
     columns = {"N": frame["params"].to_numpy(), "D": (frame["flops"] / frame["params"] / 6).to_numpy()}
     found = hold_out(law("hoffmann"), rows(columns, frame["loss"]), largest(frame, "flops"))
     error = np.abs(found.errors).mean()

@@ -18,43 +18,13 @@ import numpy as np
 import pytest
 
 from lab import cli
+from tests.cli.answers import assert_refused, document, spoken
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ID = "critical-batch-size/fixed-model"
 QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SMALL = "--data.corpus=synthetic:alphabet=5,documents=300,document_tokens=60"
 VERDICT = {"claim", "published", "ours", "interval", "verdict", "reason"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache_of_this_module():
-    """The command line turns on jax's compilation cache; other tests get the process back without it."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(autouse=True)
-def no_root_but_the_one_given(monkeypatch, tmp_path):
-    monkeypatch.setenv("WINDTUNNEL_ROOT", str(tmp_path / "default"))
-
-
-@pytest.fixture
-def lab(capfd):
-    """Runs a command in this process: exit code, standard output, standard error."""
-
-    def run(*argv):
-        capfd.readouterr()
-        code = cli.main([str(word) for word in argv])
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -75,29 +45,6 @@ def command(*argv):
 
 def environment():
     return {**os.environ, "XLA_FLAGS": QUICK_COMPILE, "PYTHONPATH": str(ROOT)}
-
-
-def document(answer):
-    """The one JSON document of a command that went well."""
-    code, out, err = answer
-    assert code == 0, err
-    return json.loads(out)
-
-
-def spoken(done):
-    """The one JSON document of a process that went well."""
-    return document((done.returncode, done.stdout, done.stderr))
-
-
-def assert_refused(answer, *words):
-    """Exit code 2, nothing on standard output, one line of error and it is the last, with these words in it."""
-    code, out, err = answer
-    assert code == 2 and out == "", (code, out, err)
-    assert "Traceback" not in err
-    *before, last = err.splitlines()
-    assert last.startswith("error: ") and not any(line.startswith("error") for line in before), err
-    for word in words:
-        assert word in last, f"{word!r} is not in {last!r}"
 
 
 def test_list_names_every_experiment(lab):

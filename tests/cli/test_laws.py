@@ -13,14 +13,13 @@ import numpy as np
 import pandas
 import pytest
 
-from lab import cli
-from lab.laws.datasets import DATASETS, load
-from lab.laws.errors import DataSetError
+from lab.laws.datasets import DATASETS
 from lab.laws.fit import fit
 from lab.laws.law import law
 from lab.laws.solve import Rows
+from tests.cli.answers import assert_refused, document, spoken
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
 MAP = ("--map", "N=params", "--map", "D=tokens", "--map", "loss=final_loss")
 QUICK = ("--no-sensitivity", "--counting", "N without embeddings")
@@ -40,26 +39,6 @@ register(Law(
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache_of_this_module():
-    """The command line turns on jax's compilation cache; other tests get the process back without it."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(autouse=True)
-def root(monkeypatch, tmp_path):
-    monkeypatch.setenv("WINDTUNNEL_ROOT", str(tmp_path / "root"))
-    return tmp_path / "root"
-
-
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """Sixty runs of the Hoffmann law with half a percent of noise, columns as users name them."""
@@ -71,31 +50,6 @@ def table(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "runs.csv"
     frame.to_csv(path, index=False)
     return path
-
-
-@pytest.fixture
-def lab(capfd):
-    """Runs a command in this process: exit code, standard output, standard error."""
-
-    def run(*argv):
-        capfd.readouterr()
-        code = cli.main([str(word) for word in argv])
-        return code, *capfd.readouterr()
-
-    return run
-
-
-def document(answer):
-    code, out, err = answer
-    assert code == 0, err
-    return json.loads(out)
-
-
-def refused(answer, *words):
-    code, out, err = answer
-    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1, err
-    for word in words:
-        assert word in err
 
 
 def test_a_fit_is_that_of_the_library_and_its_record_makes_it_again(lab, table, root):
@@ -187,7 +141,7 @@ def test_a_law_of_the_users_own(lab, table, tmp_path):
     options = (*MAP[2:], *QUICK, "--law-file", path)
     said = document(lab("fit", "tokens-only-file", table, *options, "--json"))
     assert set(said["parameters"]) == {"E", "B", "beta"}
-    refused(lab("fit", "hoffmann", table, "--law-file", tmp_path / "none.py"), "found no file", "--law-file")
+    assert_refused(lab("fit", "hoffmann", table, "--law-file", tmp_path / "none.py"), "found no file", "--law-file")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +166,7 @@ def test_a_law_of_the_users_own(lab, table, tmp_path):
     ],
 )
 def test_what_the_user_can_mend_is_one_line(lab, table, options, words):
-    refused(lab("fit", *(table if word == "RUNS" else word for word in options), "--no-sensitivity"), *words)
+    assert_refused(lab("fit", *(table if word == "RUNS" else word for word in options), "--no-sensitivity"), *words)
 
 
 def test_laws_are_listed_and_described(lab):
@@ -225,7 +179,7 @@ def test_laws_are_listed_and_described(lab):
     assert one["formula"] == "L = E + A / N^alpha + B / D^beta" and one["reads"]["N"]["unit"] == "parameters"
     code, out, _ = lab("laws", "hoffmann")
     assert "arXiv 2203.15556" in out and "1.693374" in out
-    refused(lab("laws", "hofmann"), "did you mean 'hoffmann'")
+    assert_refused(lab("laws", "hofmann"), "did you mean 'hoffmann'")
     data = document(lab("laws", "--data", "--json"))
     assert {each["name"] for each in data} == set(DATASETS)
 
@@ -238,7 +192,7 @@ def test_a_design_shrinks_the_interval_that_was_asked_for(lab, table):
     dear = ("--cost", "6 * N * D + 1e21 * N / N")
     other = document(lab("design", "hoffmann", table, *MAP, "--budget", "1e22", "--for", "alpha", *dear, "--json"))
     assert len(other["runs"]) <= 9 and other["runs"][0]["cost"] > 1e21
-    refused(lab("design", "hoffmann", table, *MAP, "--budget", "1e22", "--for", "gamma"), "gamma", "alpha")
+    assert_refused(lab("design", "hoffmann", table, *MAP, "--budget", "1e22", "--for", "gamma"), "gamma", "alpha")
 
 
 def shell(*argv, **environment):
@@ -257,15 +211,11 @@ def test_the_list_of_laws_is_quick():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
-def test_the_chinchilla_points_from_the_shell_are_besiroglus(root):
+def test_the_chinchilla_points_from_the_shell_are_besiroglus(root, published):
     """Their grid search, printed in their notebook: 477.8417, 2143.8638, 1.817236, 0.347313, 0.367183."""
-    try:
-        load("chinchilla_svg")
-    except DataSetError as error:
-        pytest.skip(str(error))
+    published("chinchilla_svg")
     done = shell("fit", "hoffmann", "chinchilla_svg", "--where", "loss < 3.4451", "--bootstrap", "200", "--json")
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said = spoken(done)
     assert said["rows"] == 240 and said["objective"]["value"] <= 0.0010182740346 * (1 + 1e-8)
     printed = {"A": 477.8417, "B": 2143.8638, "E": 1.817236, "alpha": 0.347313, "beta": 0.367183}
     for name, value in printed.items():

@@ -1,0 +1,38 @@
+"""Commands run in this process, each test with a root of its own."""
+
+import pytest
+
+from lab import cli
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache_of_this_module():
+    """The command line turns on jax's compilation cache; other tests get the process back without it."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch, tmp_path):
+    """The root where none is given."""
+    monkeypatch.setenv("WINDTUNNEL_ROOT", str(tmp_path / "default"))
+    return tmp_path / "default"
+
+
+@pytest.fixture
+def lab(capfd):
+    """Runs a command: exit code, standard output, standard error."""
+
+    def run(*argv):
+        capfd.readouterr()
+        code = cli.main([str(word) for word in argv])
+        return code, *capfd.readouterr()
+
+    return run
