@@ -1,0 +1,169 @@
+"""Compiles programs for TPUs that are not there, and reads what the compiler says of each kernel.
+
+`libtpu` compiles with no TPU at hand (`pip install libtpu`, the version that belongs to the jax release). Everything
+read here is static: bytes, bundles (instruction words, one a cycle where nothing stalls) and the compiler's own
+estimates. None of it is a measurement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.experimental.layout import Format, Layout
+from jax.sharding import AbstractMesh, AxisType, SingleDeviceSharding
+
+from kernels_pallas.chips import CHIPS, Chip
+
+DUMP = "--xla_jf_dump_to={0} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final"
+UNITS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "VLOAD:FILL", "VSTORE", "VSTORE:SPILL", "SALU")
+
+
+class Unavailable(Exception):
+    """No TPU compiler here; the message says what to install."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One custom call. `busy`: bundles in which each unit has work, by the names of `UNITS`."""
+
+    name: str
+    vmem_bytes: int
+    bundles: int
+    spill_stores: int
+    busy: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Executable:
+    """A program compiled for a chip; bytes are of HBM on one device."""
+
+    chip: Chip
+    hlo: str
+    argument_bytes: int
+    output_bytes: int
+    temp_bytes: int
+    accessed_bytes: float
+    kernels: tuple[Kernel, ...]
+
+    def moves(self, least_bytes: int = 1 << 16) -> list[tuple[str, int]]:
+        """(opcode, bytes written) of each copy, transpose or reshape that moves at least so much in HBM."""
+        pattern = r"= \(?(\w+)\[([\d,]*)\]\{[^}]*\}[^=\n]*? (copy|copy-start|transpose|reshape)\("
+        found = []
+        for dtype, shape, opcode in re.findall(pattern, self.hlo):
+            width = int(re.search(r"\d+$", dtype)[0]) / 8 if re.search(r"\d+$", dtype) else 1
+            size = int(math.prod(map(int, shape.split(","))) * width) if shape else 0
+            if size >= least_bytes:
+                found.append((opcode, size))
+        return found
+
+
+@functools.lru_cache(maxsize=1)
+def _dump_directory() -> Path:
+    """Where libtpu writes the final code of each kernel; its flags are read once, when it is loaded."""
+    directory = tempfile.TemporaryDirectory(prefix="windtunnel-llo-")
+    _dump_directory.keep = directory  # removed when the process ends
+    os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {DUMP.format(directory.name)}".strip()
+    return Path(directory.name)
+
+
+@functools.cache
+def devices(chip: Chip, topology: str | None = None) -> tuple[Any, ...]:
+    """The devices of a topology ("v5e:4x4"), by default of one chip.
+
+    Raises:
+      Unavailable: no libtpu.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise Unavailable("no TPU compiler: `pip install libtpu` in the version that constraints.txt names")
+    _dump_directory()
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    name = topology or chip.topology
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if re.search(r":1x1(x1)?$", name) else {}
+    return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **alone).devices)
+
+
+@contextlib.contextmanager
+def traced_for(chip: Chip) -> Iterator[None]:
+    """Tracing inside sees this chip as `chips.current()` and as `pltpu.get_tpu_info()`."""
+    device = devices(chip)[0]
+    # The only constructor of an abstract device that three jax releases share is not exported.
+    from jax._src.mesh import AbstractDevice
+
+    seen = AbstractDevice(device_kind=device.device_kind, num_cores=device.num_cores, platform="tpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=seen)):
+        yield
+
+
+def compile_for(chip: Chip | str, function: Callable, *arguments: Any, free_layouts: bool = False) -> Executable:
+    """Compiles `function` for one device.
+
+    Args:
+      arguments: pytrees of arrays or `jax.ShapeDtypeStruct`.
+      free_layouts: the compiler chooses the order in which arguments and results lie in memory, as it does for
+        arrays that a surrounding program makes and takes; else both lie row-major.
+
+    Raises:
+      Unavailable: no TPU compiler here.
+      jax.errors.JaxRuntimeError, ValueError: as the compiler or the lowering says.
+    """
+    chip = CHIPS[chip] if isinstance(chip, str) else chip
+    place = SingleDeviceSharding(devices(chip)[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
+    free = {"in_shardings": Format(Layout.AUTO, place), "out_shardings": Format(Layout.AUTO, place)}
+    if free_layouts:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+    for left in _dump_directory().iterdir():
+        left.unlink()
+    with traced_for(chip):
+        compiled = jax.jit(function, **(free if free_layouts else {})).lower(*shapes).compile()
+    return read(chip, compiled)
+
+
+def read(chip: Chip, compiled: Any) -> Executable:
+    """What the compiler says of a program that was just compiled."""
+    hlo, memory, cost = compiled.as_text(), compiled.memory_analysis(), compiled.cost_analysis()
+    return Executable(
+        chip=chip,
+        hlo=hlo,
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        temp_bytes=memory.temp_size_in_bytes,
+        accessed_bytes=float((cost or {}).get("bytes accessed", np.nan)),
+        kernels=tuple(_kernels(hlo)),
+    )
+
+
+def _kernels(hlo: str) -> Iterator[Kernel]:
+    files = sorted(_dump_directory().iterdir())
+    for line in hlo.replace(",\n", ",").splitlines():
+        named = re.match(r"\s*(?:ROOT )?%(\S+) = .*custom_call_target=\"tpu_custom_call\"", line)
+        if not named:
+            continue
+        name = named[1]
+        scoped = re.findall(r'"memory_space":"1",[^}]*?"size":"(\d+)"', line.split("used_scoped_memory_configs")[-1])
+        mine = [path for path in files if f"-{name}-" in path.name]
+        bundles = next((path for path in mine if "schedule-analysis_final_bundles" in path.name), None)
+        usage = next((path for path in mine if "per-bundle-utilization" in path.name), None)
+        rows = np.zeros((0, len(UNITS)), int)
+        if usage is not None:
+            text = usage.read_text().split("== UTILIZATION:")[1].splitlines()
+            rows = np.array([row.split() for row in text if row.strip()], int).reshape(-1, len(UNITS))
+        total = re.search(r"total scheduled bundles:\s+(\d+)", bundles.read_text())[1] if bundles else -1
+        busy = {unit: int(n) for unit, n in zip(UNITS, (rows > 0).sum(0))}
+        spills = int(rows[:, UNITS.index("VSTORE:SPILL")].sum())
+        yield Kernel(name, sum(map(int, scoped)), int(total), spills, busy)

@@ -1,0 +1,31 @@
+"""Block sizes by chip and shape, from the table that `python -m kernels_pallas.tune` makes of static estimates."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kernels_pallas.chips import Chip, current
+
+TABLE = Path(__file__).with_name("blocks.json")
+
+
+@functools.lru_cache(maxsize=1)
+def table() -> dict[str, list[dict[str, Any]]]:
+    """ "operation/direction" -> rows {chip, dtype, width, blocks}."""
+    return json.loads(TABLE.read_text()) if TABLE.exists() else {}
+
+
+def pick(
+    operation: str, direction: str, dtype: Any, width: int, default: Mapping[str, int], chip: Chip | None = None
+) -> dict[str, int]:
+    """The blocks of the nearest head (or channel) width that the table has for the chip and dtype, else `default`."""
+    chip = chip or current()
+    rows = table().get(f"{operation}/{direction}", [])
+    rows = [row for row in rows if row["chip"] == chip.name and row["dtype"] == str(dtype)]
+    if not rows:
+        return dict(default)
+    return {**default, **min(rows, key=lambda row: abs(row["width"] - width))["blocks"]}

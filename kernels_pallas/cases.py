@@ -1,0 +1,46 @@
+"""What the report, the ledger and the tuner compile: one case an operation, direction and shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+OPERATIONS = ("flash_attention", "gated_linear_attention", "delta_rule", "diagonal_recurrence", "selective_scan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A program of one direction of one operation.
+
+    Attributes:
+      direction: "forward", or "backward" (from saved residuals and a cotangent to gradients, the forward left out).
+      label: shape, dtype and options, as the ledger names them.
+      function, arguments: what is compiled; arguments are `jax.ShapeDtypeStruct`s.
+      flops: of matrix products that the result needs (causal: of the triangle), 2 a multiplication and addition.
+      floor_bytes: every input, output and declared residual once.
+      steps: grid steps that do work, by the name of the kernel in HLO (without its number).
+    """
+
+    operation: str
+    direction: str
+    label: str
+    function: Callable
+    arguments: tuple[Any, ...]
+    flops: float
+    floor_bytes: float
+    steps: Mapping[str, int]
+
+
+def size_of(*arrays: Any) -> int:
+    """Bytes of arrays or shapes."""
+    return sum(x.size * x.dtype.itemsize for x in arrays)
+
+
+def cases(operation: str) -> tuple[Case, ...]:
+    """`CASES` of `kernels_pallas.OPERATION.cases`; none while the operation is not built."""
+    name = f"kernels_pallas.{operation}.cases"
+    if importlib.util.find_spec(f"kernels_pallas.{operation}") is None:
+        return ()
+    return tuple(importlib.import_module(name).CASES)
