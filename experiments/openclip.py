@@ -6,7 +6,9 @@ for the models trained on LAION (three subsets, 29 models) and once for OpenAI's
 An envelope of five points is a choice, so the table of choices has the exponent by all models, by the models that no
 cheaper one beats, by training set, by number of bins, and without the dearest model, whose error is then predicted.
 
-The interval of an exponent is Student's, from the scatter of the envelope's points about the line.
+The interval of an exponent is Student's, from the scatter of the envelope's points about the line. It decides a claim
+where its half-width is at most 0.03, a threshold of ours, as the paper states none. It was raised once, after the
+intervals had been seen, and set back; five bins are too few to decide at it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from lab.sweep.experiment import Analysis, Experiment
 PAPER = "Cherti et al. 2022, Reproducible Scaling Laws for Contrastive Language-Image Learning, arXiv 2212.07143"
 BINS, STRETCH = 5, 0.1
 LEVEL = 0.95
-TELLS = 0.03  # half-width; set before the first run, in which no exponent was decided
+TELLS = 0.03  # half-width that tells -0.11 from -0.08 and -0.16 from -0.11
 SOURCES = {"LAION": ("LAION-80M", "LAION-400M", "LAION-2B"), "WIT": ("CLIP-WIT",)}
 TASKS = {"imagenet1k": ("ImageNet", "acc1"), "mscoco_captions": ("MS-COCO retrieval", "image_retrieval_recall@5")}
 PUBLISHED = {
@@ -40,11 +42,16 @@ def points(table: Any, task: str, sets: tuple[str, ...]) -> tuple[np.ndarray, np
     return rows["gmacs_total"].to_numpy(float), 1 - rows[TASKS[task][1]].to_numpy(float)
 
 
-def binned(compute: np.ndarray, error: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
-    """The authors' envelope: centres of the bins that hold a model, and the least error in each."""
+def bins_of(compute: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Edges [bins + 1] in log10 C, and the bin of each model [n]."""
     log = np.log10(compute)
     edges = np.linspace(log.min(), log.max() + STRETCH, bins + 1)
-    which = np.digitize(log, edges) - 1
+    return edges, np.digitize(log, edges) - 1
+
+
+def binned(compute: np.ndarray, error: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
+    """The authors' envelope: centres of the bins that hold a model, and the least error in each."""
+    edges, which = bins_of(compute, bins)
     held = np.unique(which)
     centres = 10 ** ((edges[held] + edges[held + 1]) / 2)
     return centres, np.array([error[which == b].min() for b in held])
@@ -66,22 +73,22 @@ def analyse(load: Any) -> Analysis:
     from lab.laws.power import fit_power_law
 
     table = load("openclip_zeroshot")
-    findings, compared, choices, fits, notes = [], [], [], {}, []
+    findings, compared, choices, fits, notes, sizes = [], [], [], {}, [], []
     for (task, source), (published, recalled) in PUBLISHED.items():
         compute, error = points(table, task, SOURCES[source])
         centres, least = binned(compute, error)
         found = fit_power_law(centres, least)
         fits[task, source] = (compute, error, centres, least, found)
+        held = f"{len(centres)} bins hold a model"
         few = found.degrees_of_freedom <= 0
-        interval = no_interval("two bins", LEVEL) if few else Interval(*found.exponent_interval(LEVEL), LEVEL)
+        interval = no_interval(held, LEVEL) if few else Interval(*found.exponent_interval(LEVEL), LEVEL)
         name = TASKS[task][0]
         text = f"{name}: error of models trained on {source} falls as C^{published}"
         claim = Claim(text, PAPER, published, "exponent of C", "equals", TELLS, recalled)
-        findings.append(judge(claim, found.exponent, interval, caveats=(f"{len(centres)} bins hold a model",)))
-        reason = "agrees to the printed digits"
-        if abs(found.exponent - published) > 0.005:
-            plain = fit_power_law(compute, error).exponent
-            reason = f"the line through the {len(compute)} models themselves, without bins, has {plain:.3f}"
+        findings.append(judge(claim, found.exponent, interval, caveats=(held,)))
+        rows = sensitivity(table, task, source, compute, error)
+        other = ", ".join(f"{row['choice']} {row['exponent']:.3f}" for row in rows if row["choice"] != f"{BINS} bins")
+        reason = f"{found.exponent - published:+.4f} apart; other choices of models give: {other}"
         label = {"task": name, "models": source}
         compared.append(
             published_against_ours(
@@ -89,15 +96,17 @@ def analyse(load: Any) -> Analysis:
                 {"exponent": reason}, **label,
             )
         )  # fmt: skip
-        choices += [{**label, **row} for row in sensitivity(table, task, source, compute, error)]
+        choices += [{**label, **row} for row in rows]
         if source == "LAION":
+            sizes += list(np.unique(bins_of(compute, BINS)[1], return_counts=True)[1])
             notes.append(held_out_note(name, compute, error))
     findings.append(_steeper(fits))
     tables = {
         "published-against-ours": pandas.concat(compared, ignore_index=True),
         "choices": pandas.DataFrame(choices),
     }
-    notes.append("the envelope's points are minima of 3 to 9 models each: their scatter is not that of single models")
+    notes.append(f"LAION's envelope has minima of {min(sizes)} to {max(sizes)} models each: their scatter is not that "
+                 "of single models")  # fmt: skip
     return Analysis(findings, tables, notes, lambda stem: _draw(stem, fits, findings))
 
 
@@ -150,7 +159,7 @@ def _steeper(fits: dict) -> Any:
         claim,
         apart,
         Interval(float(apart - reach), float(apart + reach), LEVEL),
-        caveats=("three models trained on WIT",),
+        caveats=(f"{len(fits['imagenet1k', 'WIT'][0])} models trained on WIT",),
     )
 
 
@@ -174,6 +183,8 @@ def _draw(stem: Path, fits: dict, findings: Any) -> Path:
                 draw.curve(axes, grid, through, draw.PUBLISHED, label, "--" if source == "LAION" else ":", 1.1)
             axes.set(xscale="log", yscale="log", xlabel="C: GMACs per sample x samples seen", title=name)
             axes.set_ylabel("Error" if task == "imagenet1k" else "1 - recall at 5")
+            for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                formatted(draw.plt.FuncFormatter(lambda value, _: f"{value:.2g}"))
             axes.legend(fontsize=7, loc="lower left")
     return png_of(stem)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments import openclip
@@ -32,6 +33,40 @@ def test_models_on_one_line_give_its_exponent_whatever_the_choice():
     for x, y in ((compute, error), openclip.unbeaten(compute, error)):
         assert fit_power_law(x, y).exponent == pytest.approx(-0.1, rel=1e-9)
     assert fit_power_law(*openclip.binned(compute, error)).exponent == pytest.approx(-0.1, abs=0.006)
+
+
+def simulated(exponents, noise, seed=0):
+    """Models whose error falls as C^exponent, for LAION and for WIT on both tasks, half of them above the envelope."""
+    rng, rows = np.random.default_rng(seed), []
+    for task in openclip.TASKS:
+        for names, exponent in zip(openclip.SOURCES.values(), exponents):
+            for i, compute in enumerate(np.geomspace(1e10, 1e13, 31)):
+                error = 0.4 * (compute / 1e10) ** exponent * np.exp(rng.normal(0, noise)) * (1 + 0.2 * (i % 2))
+                row = {"downstream_dataset": task, "upstream_dataset": names[i % len(names)], "gmacs_total": compute}
+                rows.append({**row, "acc1": 1 - error, "image_retrieval_recall@5": 1 - error})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    "exponents, noise, imagenet, steeper",
+    [
+        ((-0.11, -0.16), 0.02, {"LAION": "holds", "WIT": "holds"}, "holds"),
+        ((-0.16, -0.11), 0.02, {"LAION": "contradicted", "WIT": "contradicted"}, "contradicted"),
+        ((-0.13, -0.13), 0.2, {"LAION": "inconclusive", "WIT": "inconclusive"}, "inconclusive"),
+    ],
+)
+def test_verdicts_go_both_ways(exponents, noise, imagenet, steeper):
+    found = openclip.analyse(lambda name: simulated(exponents, noise))
+    verdicts = [finding.verdict for finding in found.findings]
+    assert dict(zip(imagenet, verdicts)) == imagenet and verdicts[-1] == steeper
+
+
+def test_reasons_follow_the_data():
+    reasons = [
+        openclip.analyse(lambda name: simulated(exponents, 0.01)).tables["published-against-ours"]["reason"]  # noqa: B023
+        for exponents in ((-0.11, -0.16), (-0.2, -0.3))
+    ]
+    assert (reasons[0] != reasons[1]).all()
 
 
 def test_the_published_exponents_follow_from_the_published_table(analysis, tmp_path):
