@@ -28,7 +28,6 @@ from jax.sharding import AbstractMesh, AxisType, SingleDeviceSharding
 from kernels_pallas.chips import CHIPS, Chip
 
 DUMP = "--xla_jf_dump_to={0} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final"
-UNITS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "VLOAD:FILL", "VSTORE", "VSTORE:SPILL", "SALU")
 
 
 class Unavailable(Exception):
@@ -37,7 +36,7 @@ class Unavailable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One custom call. `busy`: bundles in which each unit has work, by the names of `UNITS`."""
+    """One custom call. `busy`: bundles in which each unit has work, by the compiler's names (VALU, VSTORE, ...)."""
 
     name: str
     vmem_bytes: int
@@ -159,11 +158,14 @@ def _kernels(hlo: str) -> Iterator[Kernel]:
         mine = [path for path in files if f"-{name}-" in path.name]
         bundles = next((path for path in mine if "schedule-analysis_final_bundles" in path.name), None)
         usage = next((path for path in mine if "per-bundle-utilization" in path.name), None)
-        rows = np.zeros((0, len(UNITS)), int)
-        if usage is not None:
-            text = usage.read_text().split("== UTILIZATION:")[1].splitlines()
-            rows = np.array([row.split() for row in text if row.strip()], int).reshape(-1, len(UNITS))
+        busy, spills = _usage(usage.read_text()) if usage else ({}, -1)
         total = re.search(r"total scheduled bundles:\s+(\d+)", bundles.read_text())[1] if bundles else -1
-        busy = {unit: int(n) for unit, n in zip(UNITS, (rows > 0).sum(0))}
-        spills = int(rows[:, UNITS.index("VSTORE:SPILL")].sum())
         yield Kernel(name, sum(map(int, scoped)), int(total), spills, busy)
+
+
+def _usage(text: str) -> tuple[dict[str, int], int]:
+    """Bundles in which each unit has work, and spill stores; libtpu's releases name the units differently."""
+    head, rows = text.split("== UTILIZATION:")
+    names = [name.strip() for name in head.splitlines()[1].split(",")]
+    table = np.array([row.split() for row in rows.splitlines() if row.strip()], int).reshape(-1, len(names))
+    return dict(zip(names, (table > 0).sum(0).tolist())), int(table[:, names.index("VSTORE:SPILL")].sum())
