@@ -1,7 +1,7 @@
 """Compiles programs for an H200 that is not there: shared memory that does not fit, and code that does not lower, show.
 
-The CUDA plugin compiles with no GPU at hand (`pip install --no-deps jax-cuda13-pjrt`, the version of jax); what it needs
-to know of the chip is a text that it carries itself. It gives no cycles and no spills.
+The CUDA plugin compiles with no GPU at hand (`pip install --no-deps jax-cuda13-pjrt`, the version of jax, 0.11.2 or
+newer); what it needs to know of the chip is a text that it carries itself. It gives no cycles and no spills.
 """
 
 from __future__ import annotations
