@@ -55,7 +55,7 @@ def analyse(load: Any) -> Analysis:
         "regret": regrets,
         "kept": rows[["N", "D", "lr", "B", "smooth loss", "excess"]],
     }
-    spreads = pd.DataFrame({"rows": by_row.std(0, ddof=1), "cells": by_cell.std(0, ddof=1)}, index=NAMES)
+    spreads = pd.DataFrame({"rows": np.nanstd(by_row, 0, ddof=1), "cells": np.nanstd(by_cell, 0, ddof=1)}, index=NAMES)
     notes = _notes(spreads, published, sensitivity, regrets)
     return Analysis(findings, tables, notes, lambda stem: figure(runs, rows, ours, published, regrets, findings, stem))
 
@@ -72,8 +72,10 @@ def kept(runs: Any, threshold: float) -> Any:
 
 
 def constants(rows: Any, counts: Any) -> Any:
-    """Least squares for each row of counts [R, n]: ln constant, exponents of N and D of lr, then of B; [R, 5]."""
+    """Least squares for each row of counts [R, n]: ln constant, exponents of N and D of lr, then of B; [R, 5].
 
+    NaN where the rows do not determine them.
+    """
     log = {name: np.log(rows[name].to_numpy(float)) for name in ("N", "D", "lr", "B")}
     ones = np.ones(len(rows))
     found = []
@@ -81,7 +83,10 @@ def constants(rows: Any, counts: Any) -> Any:
         centre = X.mean(0) * (X.std(0) > 0)  # centred, or the normal equations lose digits
         Z = X - centre
         normal = np.einsum("rn,ni,nj->rij", counts, Z, Z)
-        answer = np.linalg.solve(normal, np.einsum("rn,ni,n->ri", counts, Z, y)[..., None])[..., 0]
+        answer = np.full((len(counts), Z.shape[1]), np.nan)  # a resample may hold too few N or D
+        known = np.linalg.matrix_rank(normal, hermitian=True) == Z.shape[1]
+        right = np.einsum("rn,ni,n->ri", counts[known], Z, y)[..., None]
+        answer[known] = np.linalg.solve(normal[known], right)[..., 0]
         answer[:, 0] -= answer @ centre
         found.append(answer)
     return np.concatenate(found, 1)
@@ -159,7 +164,7 @@ def _sensitivity(runs: Any) -> Any:
 
 
 def verdicts(ours: Any, by_cell: Any, regrets: Any) -> list[Any]:
-
+    """A finding per printed exponent, on the sign of that of D for lr, and on what the published law costs."""
     from lab.laws.bootstrap import percentile_interval
     from lab.report.findings import Claim, judge
 
@@ -201,9 +206,9 @@ def _compared(published: Any, ours: Any, by_row: Any, by_cell: Any, sensitivity:
             f"{100 * THRESHOLDS[0]:g} to {100 * THRESHOLDS[-1]:g} % give {low:.3f} to {high:.3f}, one optimum a cell "
             f"{others.loc[SURFACES, name]:.3f}, cells counted alike {others.loc[CELLS_ALIKE, name]:.3f}"
         )
-    values = dict(zip(NAMES, ours)) | dict(zip(spread, by_row.std(0, ddof=1)))
+    values = dict(zip(NAMES, ours)) | dict(zip(spread, np.nanstd(by_row, 0, ddof=1)))
     reasons |= dict.fromkeys(spread, "ours: the released rows; the full run table keeps more of them")
-    return published_against_ours(theirs | spread, values, dict(zip(NAMES, by_cell.std(0, ddof=1))), reasons)
+    return published_against_ours(theirs | spread, values, dict(zip(NAMES, np.nanstd(by_cell, 0, ddof=1))), reasons)
 
 
 def _notes(spreads: Any, published: Any, sensitivity: Any, regrets: Any) -> list[str]:
@@ -218,7 +223,7 @@ def _notes(spreads: Any, published: Any, sensitivity: Any, regrets: Any) -> list
     surface = sensitivity.set_index("choice").loc[SURFACES]
     return [
         f"Standard deviations of exponents: {'; '.join(parts)}. The kept rows of a cell are not independent.",
-        f"Mean regret in per cent of loss: {means}. Exponents that differ by much cost little: optima are flat.",
+        f"Mean regret in per cent of loss: {means}.",
         f"Surfaces have an optimum inside in {surface['rows']:.0f} of {len(regrets)} cells.",
         f"The published law's regret is read off a surface in {read} cells, off the nearest run in the others.",
     ]
@@ -226,7 +231,6 @@ def _notes(spreads: Any, published: Any, sensitivity: Any, regrets: Any) -> list
 
 def figure(runs: Any, rows: Any, ours: Any, published: Any, regrets: Any, findings: list[Any], stem: Path) -> Path:
     """Kept runs with both laws for lr and for B, and each cell's regret."""
-
     from lab.report import figure as draw
 
     theirs = published.mean().to_numpy()

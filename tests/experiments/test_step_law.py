@@ -11,13 +11,13 @@ from experiments import step_law
 TRUE = np.array([1.0, -0.6, 0.25, -1.0, 0.5])  # in the order of step_law.NAMES
 
 
-def simulated(law=TRUE, noise=0.0, seed=0):
-    """Bowls of ln loss about the law's optimum, on grids like those released."""
+def simulated(law=TRUE, noise=0.0, seed=0, cells=3, finer=1):
+    """Bowls of ln loss about the law's optimum, on grids like those released: `cells` squared of them."""
     rng, rows = np.random.default_rng(seed), []
-    for n in (2e8, 5.3e8, 1.7e9):
-        for d in (5e9, 2e10, 8e10):
+    for n in np.geomspace(2e8, 1.7e9, cells):
+        for d in np.geomspace(5e9, 8e10, cells):
             setting = step_law.recommend(law)({"N": n, "D": d})
-            lr, bs = 2.0 ** np.arange(-14, -3, 0.5), 2.0 ** np.arange(3, 13)
+            lr, bs = 2.0 ** np.arange(-14, -3, 0.5 / finer), 2.0 ** np.arange(3, 13, 1 / finer)
             lr, bs = (grid.ravel() for grid in np.meshgrid(lr, bs))
             u, v = np.log(lr / setting["lr"]), np.log(bs * 2048 / setting["B"])
             loss = 2.5 * np.exp(0.01 * u**2 + 0.008 * v**2 - 0.004 * u * v + rng.normal(0, noise, len(u)))
@@ -49,6 +49,13 @@ def test_constants_are_least_squares_of_counted_rows():
     np.testing.assert_allclose(found, [*lr, *batch], rtol=1e-6)
 
 
+def test_a_resample_of_one_size_has_no_exponent_of_n():
+    rows = step_law.kept(simulated(), step_law.THRESHOLD)
+    counts = np.stack([np.ones(len(rows)), rows["N"] == rows["N"].min()])
+    found = step_law.constants(rows, counts)
+    assert np.isfinite(found[0]).all() and np.isnan(found[1, :3]).all() and np.isfinite(found[1, 3:]).all()
+
+
 def test_resampled_cells_scatter_as_fresh_runs_do():
     runs = simulated(noise=0.003)
     rows = step_law.kept(runs, step_law.THRESHOLD)
@@ -56,8 +63,27 @@ def test_resampled_cells_scatter_as_fresh_runs_do():
     for seed in range(40):
         other = step_law.kept(simulated(noise=0.003, seed=seed), step_law.THRESHOLD)
         fresh.append(step_law.constants(other, np.ones((1, len(other))))[0])
-    by_cell = step_law.resampled(rows, rows["cell"].to_numpy()).std(0)
-    assert 0.5 < by_cell[1] / np.std(fresh, 0)[1] < 2
+    by_cell = step_law.resampled(rows, rows["cell"].to_numpy())
+    assert 0.5 < np.nanstd(by_cell, 0)[1] / np.std(fresh, 0)[1] < 2
+
+
+@pytest.mark.parametrize(
+    "law, costs, expected",
+    [
+        ([0.6, -0.713, 0.307, -0.5, 0.571], 0.094, ["holds"] * 5),
+        ([0.6, -0.2, -0.2, -0.5, 0.2], 0.5, ["contradicted"] * 5),
+        ([0.6, -0.713, 0.307, -0.5, 0.571], None, ["holds"] * 4 + ["inconclusive"]),
+    ],
+)
+def test_verdicts_go_both_ways(law, costs, expected):
+    """Of cells whose law is the published one, or another, and of regrets that are even, or nearly all in one cell."""
+    runs = simulated(np.array(law), noise=0.001, cells=5, finer=2)
+    rows = step_law.kept(runs, step_law.THRESHOLD)
+    ours = step_law.constants(rows, np.ones((1, len(rows))))[0]
+    by_cell = step_law.resampled(rows, rows["cell"].to_numpy())
+    published = np.r_[np.full(16, 0.05), 0.8] if costs is None else costs + 0.01 * np.linspace(-1, 1, 17)
+    regrets = pd.DataFrame({"published": published, "ours": 0.0, "held_out": 0.0})
+    assert [finding.verdict for finding in step_law.verdicts(ours, by_cell, regrets)] == expected
 
 
 @pytest.fixture(scope="module")
