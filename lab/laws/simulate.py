@@ -17,7 +17,7 @@ from lab.laws.errors import LawError
 from lab.laws.fit import predict
 from lab.laws.law import Law, law
 from lab.laws.objective import Objective
-from lab.laws.solve import Rows
+from lab.laws.solve import Rows, exact
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,7 +47,8 @@ class Simulation:
     @property
     def truth(self) -> dict[str, float]:
         """Constants and derived quantities by name."""
-        return {**self.constants, **{d.name: float(d.value(self.constants)) for d in self.law.derived}}
+        with exact():
+            return {**self.constants, **{d.name: float(d.value(self.constants)) for d in self.law.derived}}
 
     @property
     def target(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Laws of the first families: published numbers, closed forms, and truth that comes back from rows without noise."""
+"""Truth comes back from rows without noise, of every law; published numbers and closed forms of the first families."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from lab.laws.errors import LawError
 from lab.laws.fit import fit, predict
 from lab.laws.law import law, laws
 from lab.laws.simulate import Simulation
-from tests.laws.simulated import batch, loss
+from tests.laws.simulated import batch, loss, simulations
 
-MINE = [simulation.name for simulation in (*loss.SIMULATIONS, *batch.SIMULATIONS)]
-BRIEF = ("power", "power-offset", "kaplan", "hoffmann", "isoflop", "critical-batch", "vocabulary")  # by default
 SIMULATED = {simulation.name: simulation for simulation in (*loss.SIMULATIONS, *batch.SIMULATIONS)}
+BY_DEFAULT = (
+    *("power", "power-offset", "kaplan", "hoffmann", "isoflop", "critical-batch", "vocabulary"),
+    *("routed", "upcycling", "sparse-average", "post-training-quantization", "rectified", "fine-tuning"),
+    *("loss-to-loss", "pass-at-k", "passuntil", "observational", "capability"),
+)
 
 
 def at(name: str, constants: dict[str, float], **columns) -> np.ndarray:
@@ -31,17 +34,16 @@ def published(name: str, source: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in BRIEF else pytest.param(name, marks=pytest.mark.long) for name in MINE]
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in BY_DEFAULT)) for name in simulations()]
 )
 def test_rows_without_noise_give_the_constants_back(name):
-    simulation = SIMULATED[name]
+    simulation = simulations()[name]
     still = Simulation(name, simulation.constants, simulation.columns, 0.0)
     found = fit(still.law, still.rows(0))
-    for constant, value in still.truth.items():
-        assert {**found.values, **found.derived}[constant] == pytest.approx(value, rel=1e-4), constant
+    assert {**found.values, **found.derived} == pytest.approx(still.truth, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", MINE)
+@pytest.mark.parametrize("name", SIMULATED)
 def test_published_constants_are_constants_of_the_law(name):
     known = {*law(name).names, *(derived.name for derived in law(name).derived)}
     for source in law(name).published:
@@ -49,7 +51,7 @@ def test_published_constants_are_constants_of_the_law(name):
 
 
 def test_every_name_is_registered():
-    assert set(MINE) <= set(laws())
+    assert set(SIMULATED) <= set(laws())
     with pytest.raises(LawError, match="did you mean 'hoffmann'"):
         law("hofmann")
 

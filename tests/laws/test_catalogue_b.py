@@ -1,4 +1,4 @@
-"""Laws of experts, precision, fine-tuning, sampling and benchmarks: constants given back, limits, printed numbers."""
+"""Laws of experts, precision, fine-tuning, sampling and benchmarks: limits and printed numbers."""
 
 from __future__ import annotations
 
@@ -33,18 +33,6 @@ def values(name: str, p: dict, **columns) -> np.ndarray:
 
 def printed(name: str, which: int = 0) -> dict:
     return dict(law(name).published[which].values)
-
-
-HEAVY = ("fine-grained-moe", "joint-moe", "pass-at-k-beta", "precision")  # many constants, or slow to compile
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n in HEAVY)) for n in SIMULATED])
-def test_rows_without_noise_give_the_constants_back(name):
-    simulation = SIMULATED[name]
-    still = Simulation(name, simulation.constants, simulation.columns, 0.0)
-    found = fit(still.law, still.rows(0))
-    for constant, value in still.truth.items():
-        assert {**found.values, **found.derived}[constant] == pytest.approx(value, rel=1e-6), constant
 
 
 @pytest.mark.parametrize("name", SIMULATED)
