@@ -1,4 +1,4 @@
-"""What the experiments on parametric loss laws share: rows, the objective at given constants, a table, a panel."""
+"""What the experiments on parametric loss laws share: rows, the objective at given constants, tables, a panel."""
 
 from __future__ import annotations
 
@@ -21,19 +21,49 @@ def rows_of(columns: Mapping[str, Any], loss: Any, kept: Any = None) -> Any:
 
 
 def objective_at(law: Any, rows: Any, objective: Any, values: Mapping[str, float]) -> float:
-    """The objective, a sum in its own unit, of log residuals at given constants."""
+    """The objective, a sum in its own unit, at given constants."""
     from lab.laws.fit import predict
 
-    size = np.abs(np.log(predict(law, np.array(law.search(values)), rows.columns)) - np.log(rows.target))
+    predicted, measured = predict(law, np.array(law.search(values)), rows.columns), rows.target
+    log = objective.space == "log"
+    size = np.abs(np.log(predicted) - np.log(measured) if log else predicted - measured)
     delta = objective.delta
     inside = {"huber": size <= delta, "lad": size < 0, "least-squares": size >= 0}[objective.name]
     beyond = delta * (size - 0.5 * delta) if objective.name == "huber" else size
     return float((rows.weights * np.where(inside, 0.5 * size**2, beyond)).sum())
 
 
+def reason_of(excess: float, rounding: float = 0.0) -> str:
+    """Why published constants differ from ours, by how far their objective lies above ours, relative to ours.
+
+    Args:
+      rounding: the same excess of our constants, rounded to the digits that were printed.
+    """
+    from lab.laws.fit import SAME_OPTIMUM
+
+    if excess < -SAME_OPTIMUM:
+        return f"ours is not the optimum: the objective at theirs is {-excess:.1e} of ours lower"
+    above = f"the objective there is {excess:.1e} of ours higher"
+    if abs(excess) <= SAME_OPTIMUM:
+        return f"the same optimum: the objective at theirs differs by {abs(excess):.0e} of ours"
+    if excess <= 2 * rounding:
+        return f"the same optimum but for the digits printed: {above}, at ours rounded alike {rounding:.1e}"
+    return f"theirs is not the optimum: {above}"
+
+
+def rounded_alike(values: Mapping[str, float], printed: Mapping[str, float]) -> dict[str, float]:
+    """Our values with as many decimals as the printed ones have."""
+    return {name: round(values[name], len(repr(float(at)).partition(".")[2])) for name, at in printed.items()}
+
+
 def loss_of(values: Mapping[str, float]) -> Callable[[Any, Any], Any]:
     """E + A / N^alpha + B / D^beta as a function of N and D."""
     return lambda n, d: values["E"] + values["A"] * n ** -values["alpha"] + values["B"] * d ** -values["beta"]
+
+
+def a_of(values: Mapping[str, Any]) -> Any:
+    """The exponent of N in the compute-optimal N ~ C^a."""
+    return values["beta"] / (values["alpha"] + values["beta"])
 
 
 def compute_optimal(values: Mapping[str, Any], flops: Any) -> tuple[Any, Any]:

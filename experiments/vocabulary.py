@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.parametric import rows_of
+from experiments.parametric import LEVEL, objective_at, reason_of, rows_of
 from experiments.published_figure import png_of, sheet
 from lab.sweep.experiment import Analysis, Experiment
 
@@ -52,15 +52,16 @@ EDGES = (50e6, 200e6, 500e6, 1e9, 2e9, 5e9, 10e9, 20e9, 50e9, 100e9, 200e9, 500e
 WIDTHS = (512, 768, 1024, 1536, 2048, 3200, 4096, 5120, 6048, 8192, 12288, 16384)
 
 
-def analyse(load: Any) -> Analysis:
+def analyse(load: Any, resamples: int = RESAMPLES) -> Analysis:
+    """`resamples`: of curves; with none there are no intervals."""
     import pandas as pd
 
     runs = load("vocab_isoflop")
     between = with_between(runs)
     first = {"released rows": approach_1(runs), "interpolated rows": approach_1(between)}
     first["interpolated rows, least squares"] = approach_1(between, "least-squares")
-    exponents = approach_1_exponents(first["released rows"])
-    third = {name: approach_3(runs, name == SLIP, RESAMPLES) for name in (SLIP, UNITS)}
+    exponents = approach_1_exponents(first["released rows"], resamples)
+    third = {name: approach_3(runs, name == SLIP, resamples) for name in (SLIP, UNITS)}
     findings = verdicts(first["released rows"], exponents, third[UNITS])
     tables = {
         "published-against-ours": _compared(first, exponents, third),
@@ -73,12 +74,11 @@ def analyse(load: Any) -> Analysis:
 
 def width_of(n: Any) -> Any:
     """The authors' width of a model of Nnv parameters."""
-
     return np.array(WIDTHS)[np.searchsorted(EDGES, n)]
 
 
 def tokens_per_character(vocabulary: Any) -> Any:
-
+    """The authors' fit to a tokenizer of V entries."""
     return np.polyval(TOKENS_PER_CHARACTER, np.log(vocabulary))
 
 
@@ -89,7 +89,6 @@ def curve_of(runs: Any) -> Any:
 
 def envelope(flops: Any, loss: Any) -> Any:
     """Which evaluations [n] have the lowest loss of all that cost no more."""
-
     order = np.argsort(flops, kind="stable")
     before = np.minimum.accumulate(np.concatenate([[np.inf], loss[order][:-1]]))
     lowest = np.zeros(len(flops), bool)
@@ -131,7 +130,6 @@ def with_between(runs: Any) -> Any:
 
 def approach_1(runs: Any, objective: str = "huber") -> dict[str, Any]:
     """Power laws of the envelope in FLOPs: Nnv with exponent 0.5 ("fixed") and free ("Nnv"), and "Nv"."""
-
     from lab.laws.fit import fit
     from lab.laws.law import law
     from lab.laws.objective import Objective
@@ -145,7 +143,7 @@ def approach_1(runs: Any, objective: str = "huber") -> dict[str, Any]:
     return {**found, "fixed": fit(line, rows["Nnv"], loss, fixed={"a": 0.5}), "runs": runs, "lowest": lowest}
 
 
-def approach_1_exponents(found: dict[str, Any]) -> Any:
+def approach_1_exponents(found: dict[str, Any], resamples: int) -> Any:
     """Exponent of Nv [R] over resamples of curves, the envelope taken anew from those drawn."""
     import dataclasses
 
@@ -153,7 +151,9 @@ def approach_1_exponents(found: dict[str, Any]) -> Any:
 
     runs, fitted = found["runs"], found["Nv"]
     flops, loss = runs["FLOPs"].to_numpy(float), runs["Lossu"].to_numpy(float)
-    drawn = draw(len(runs), RESAMPLES, 0, curve_of(runs)) > 0
+    if not resamples:
+        return np.empty(0)
+    drawn = draw(len(runs), resamples, 0, curve_of(runs)) > 0
     lowest = np.stack([envelope(flops, np.where(curves, loss, np.inf)) for curves in drawn]).astype(float)
     everything = dataclasses.replace(fitted.rows, weights=np.ones(len(runs)))
     return bootstrap(dataclasses.replace(fitted, rows=everything), lowest).quantities["a"]
@@ -161,7 +161,6 @@ def approach_1_exponents(found: dict[str, Any]) -> Any:
 
 def approach_3(runs: Any, thousands: bool, resamples: int) -> dict[str, Any]:
     """The fitted law, resamples of curves, and the objective at the published constants, with V in one of the units."""
-
     from lab.laws.fit import fit
     from lab.laws.intervals import bootstrap, draw
     from lab.laws.law import law
@@ -173,15 +172,26 @@ def approach_3(runs: Any, thousands: bool, resamples: int) -> dict[str, Any]:
         "Nv": (runs["vocab_size"] * runs["embed_dim"] / 1e6).to_numpy(float),
         "D": (runs["num_characters"] / 1e9 * tokens_per_character(vocabulary)).to_numpy(float),
     }
-    target = runs["Lossu"].to_numpy(float)
-    rows = rows_of(columns, target)
-    wanted = law("vocabulary")
-    printed = dict(APPROACH_3)
-    found = fit(wanted, rows, starts=[printed])
-    size = np.abs(wanted.predict(printed, columns) - target)
-    huber = float(np.where(size <= 1e-3, size**2 / 2, 1e-3 * (size - 0.5e-3)).sum())
-    samples = bootstrap(found, draw(len(runs), resamples, 0, curve_of(runs))).quantities
-    return {"fit": found, "samples": samples, "at_published": huber, "published": printed}
+    rows = rows_of(columns, runs["Lossu"])
+    found = fit(law("vocabulary"), rows, starts=[APPROACH_3])
+    curves = curve_of(runs)
+    samples = dict.fromkeys(found.values, np.empty(0))
+    if resamples:
+        samples = bootstrap(found, draw(len(runs), resamples, 0, curves)).quantities
+    at_published = objective_at(found.law, rows, found.objective, APPROACH_3)
+    return {"fit": found, "samples": samples, "at_published": at_published, "curves": int(curves.max()) + 1}
+
+
+def interval_of(samples: Any, curves: int, constants: int) -> Any:
+    """95 % interval of a quantity over resamples of so many curves, of a law with so many constants."""
+    from lab.laws.bootstrap import percentile_interval
+
+    return percentile_interval(samples, LEVEL, curves, constants)
+
+
+def deviation(samples: Any) -> float:
+    """Standard error from resamples [R]."""
+    return float(np.std(samples, ddof=1)) if len(samples) > 1 else np.nan
 
 
 def growth(values: Any) -> Any:
@@ -204,24 +214,25 @@ def best_vocabulary(values: Any, n: float) -> float:
 
 
 def verdicts(first: dict[str, Any], exponents: Any, third: dict[str, Any]) -> list[Any]:
-    from lab.laws.bootstrap import percentile_interval
     from lab.report.findings import Claim, judge
 
-    a, alpha2 = APPROACH_1["a of Nv"], third["published"]["alpha2"]
-    interval = percentile_interval(exponents)
-    ours, samples = third["fit"].values, third["samples"]
+    a, alpha2 = APPROACH_1["a of Nv"], APPROACH_3["alpha2"]
+    ours, gammas, caveats = third["fit"].values, growth(third["samples"]), ("with V in units",)
+    alphas, gammas, less = (
+        interval_of(samples, third["curves"], len(ours)) for samples in (third["samples"]["alpha2"], gammas, gammas - 1)
+    )
     least = Claim(f"Approach 1: Nv ~ C^{a:.2f}", SOURCE, a, "exponent of C", "equals", 0.1)
     steep = Claim(f"Approach 3: loss falls as Nv^-{alpha2:.2f}", SOURCE, alpha2, "exponent alpha2", "equals", 0.2)
     text = f"Approach 3: vocabulary parameters grow as Nnv^gamma with gamma {GAMMA}"
     level = Claim(text, SOURCE, GAMMA, "exponent gamma", "equals", 0.1, recalled=True)
     text = "Approach 3: vocabulary parameters grow more slowly than the others (gamma - 1)"
     slower = Claim(text, SOURCE, GAMMA - 1, "gamma - 1", "sign", recalled=True)
-    gammas = growth(samples)
+    fitted = first["Nv"].values
     return [
-        judge(least, first["Nv"].values["a"], interval),
-        judge(steep, ours["alpha2"], percentile_interval(samples["alpha2"]), caveats=("with V in units",)),
-        judge(level, growth(ours), percentile_interval(gammas), caveats=("with V in units",)),
-        judge(slower, growth(ours) - 1, percentile_interval(gammas - 1), caveats=("with V in units",)),
+        judge(least, fitted["a"], interval_of(exponents, int(curve_of(first["runs"]).max()) + 1, len(fitted))),
+        judge(steep, ours["alpha2"], alphas, caveats=caveats),
+        judge(level, growth(ours), gammas, caveats=caveats),
+        judge(slower, growth(ours) - 1, less, caveats=caveats),
     ]
 
 
@@ -230,35 +241,40 @@ def _compared(first: dict[str, Any], exponents: Any, third: dict[str, Any]) -> A
 
     from lab.laws.compare import published_against_ours
 
-    tables = []
-    why = (
-        "without the losses that the authors interpolate",
-        "theirs is no minimum: of searches that stop early the one of least relative squared error is kept",
-        "close: their choice of the least relative squared error pulls towards least squares",
-    )
-    for (name, found), reason in zip(first.items(), why):
+    tables, released = [], first["released rows"]["lowest"].sum()
+    published = {"fixed": {"k": np.exp(APPROACH_1["ln k of Nnv"]), "a": 0.5}}
+    published["Nv"] = {"k": np.exp(APPROACH_1["ln k of Nv"]), "a": APPROACH_1["a of Nv"]}
+    for name, found in first.items():
+        why = {}
+        for which, constants in published.items():
+            of = found[which]
+            why[which] = reason_of(objective_at(of.law, of.rows, of.objective, constants) / of.objective_value - 1)
+            why[which] += f" ({found['lowest'].sum()} rows on the envelope, {released} of released losses alone)"
         ours = (np.log(found["fixed"].values["k"]), np.log(found["Nv"].values["k"]), found["Nv"].values["a"])
-        errors = {"a of Nv": float(np.std(exponents, ddof=1))} if name == "released rows" else {}
-        values, reasons = dict(zip(APPROACH_1, ours)), dict.fromkeys(APPROACH_1, reason)
-        tables.append(published_against_ours(APPROACH_1, values, errors, reasons, approach=f"1, {name}"))
-    why = {SLIP: "a search from other starts, chosen by relative error", UNITS: "V in units instead of thousands in f"}
+        errors = {"a of Nv": deviation(exponents)} if name == "released rows" else {}
+        reasons = dict(zip(APPROACH_1, (why["fixed"], why["Nv"], why["Nv"])))
+        tables.append(
+            published_against_ours(APPROACH_1, dict(zip(APPROACH_1, ours)), errors, reasons, approach=f"1, {name}")
+        )
+    excess = {name: found["at_published"] / found["fit"].objective_value - 1 for name, found in third.items()}
     for name, found in third.items():
-        published = found["published"] | {"objective": found["at_published"]}
+        published = APPROACH_3 | {"objective": found["at_published"]}
         ours = found["fit"].values | {"objective": found["fit"].objective_value}
-        errors = {key: float(np.std(values, ddof=1)) for key, values in found["samples"].items()}
-        reasons = dict.fromkeys(published, why[name])
-        tables.append(published_against_ours(published, ours, errors, reasons, approach=f"3, {name}"))
+        errors = {key: deviation(values) for key, values in found["samples"].items()}
+        other = next(each for each in third if each != name)
+        reason = f"{reason_of(excess[name])}; with {other} {excess[other]:.1e}"
+        tables.append(
+            published_against_ours(published, ours, errors, dict.fromkeys(published, reason), approach=f"3, {name}")
+        )
     return pd.concat(tables)
 
 
 def _summary(name: str, found: dict[str, Any]) -> dict[str, Any]:
     """Constants with 95 % intervals over curves, gamma, objective, how the fit ended."""
-    from lab.laws.bootstrap import percentile_interval
-
-    fit, row = found["fit"], {"units": name, "rows": len(found["fit"].rows.target)}
+    fit, row = found["fit"], {"units": name, "rows": len(found["fit"].rows)}
     samples = found["samples"] | {"gamma": growth(found["samples"])}
     for key, value in (fit.values | {"gamma": growth(fit.values)}).items():
-        interval = percentile_interval(samples[key])
+        interval = interval_of(samples[key], found["curves"], len(fit.values))
         row |= {key: value, f"{key}_low": interval.low, f"{key}_high": interval.high}
     ends = {"objective": fit.objective_value, "objective_at_published": found["at_published"]}
     return row | ends | {"gradient": fit.certificate.gradient, "warnings": "; ".join(fit.certificate.warnings)}
@@ -269,7 +285,7 @@ def _predicted(third: dict[str, Any]) -> Any:
     import pandas as pd
 
     table = pd.DataFrame({"Nnv": PREDICTED, "width": width_of(PREDICTED)})
-    table["published constants"] = [best_vocabulary(third[SLIP]["published"], n) for n in PREDICTED]
+    table["published constants"] = [best_vocabulary(APPROACH_3, n) for n in PREDICTED]
     for name, found in third.items():
         table[name] = [best_vocabulary(found["fit"].values, n) for n in PREDICTED]
     return table
@@ -280,23 +296,30 @@ def _notes(first: dict[str, Any], third: dict[str, Any]) -> list[str]:
     excess = slip["at_published"] / slip["fit"].objective_value - 1
     change = units["fit"].objective_value / slip["fit"].objective_value - 1
     free, rowwise = first["released rows"]["Nnv"].values["a"], units["fit"].errors["alpha2"]
-    low, high = np.quantile(units["samples"]["alpha2"], [0.025, 0.975])
-    return [
+    alpha2 = units["samples"]["alpha2"]
+    reach = interval_of(alpha2, units["curves"], len(units["fit"].values))
+    low, high = next((p.low, p.high) for p in units["fit"].law.parameters if p.name == "alpha2")
+    notes = [
         f"With V in thousands the fit ends at alpha2 {slip['fit'].values['alpha2']:.3f}; the published constants' "
         f"objective is {100 * excess:.2g} % above that optimum.",
         f"With V in units alpha2 is {units['fit'].values['alpha2']:.3f} and the objective {100 * change:+.1f} % "
         f"against thousands: the wrong unit fits these rows {'better' if change > 0 else 'worse'}.",
-        f"Resampling whole curves gives alpha2 from {low:.2f} to {high:.2f}, near the bounds of the search: 60 curves "
-        f"do not identify it. Even with all evaluations independent its standard error is {rowwise:.2f}.",
-        f"gamma = (1 + alpha1) / (1 + alpha2): published constants {growth(slip['published']):.3f}, in thousands "
+        f"gamma = (1 + alpha1) / (1 + alpha2): published constants {growth(APPROACH_3):.3f}, in thousands "
         f"{growth(slip['fit'].values):.3f}, in units {growth(units['fit'].values):.3f}.",
         f"Approach 1 fixes Nnv ~ C^0.5; free, the envelope gives {free:.3f}.",
     ]
+    if reach.known:
+        ends = ((alpha2 <= low * 1.01) | (alpha2 >= high / 1.01)).mean()
+        notes.append(
+            f"Resampling {units['curves']} whole curves gives alpha2 from {reach.low:.2f} to {reach.high:.2f}; "
+            f"{ends:.0%} of the resamples end at a bound of the search ({low:g}, {high:g}). With all evaluations "
+            f"independent its standard error is {rowwise:.2f}."
+        )
+    return notes
 
 
 def figure(runs: Any, first: Any, third: Any, findings: list[Any], stem: Path) -> Path:
     """The envelope with approach 1, and the best vocabulary by approach 3 in both units."""
-
     from lab.report import figure as draw
 
     with sheet(stem, "How large should a vocabulary be?", f"Released evaluations of {SOURCE}", findings) as (
@@ -320,7 +343,7 @@ def figure(runs: Any, first: Any, third: Any, findings: list[Any], stem: Path) -
             label = f"{name}: alpha2 {values['alpha2']:.2f}"
             best = [best_vocabulary(values, n) * width_of(n) for n in sizes]
             draw.curve(right, sizes, best, colour, label)
-        best = [best_vocabulary(third[SLIP]["published"], n) * width_of(n) for n in sizes]
+        best = [best_vocabulary(APPROACH_3, n) * width_of(n) for n in sizes]
         draw.curve(right, sizes, best, draw.PUBLISHED, "published constants", "--")
         right.axvspan(runs["Non_vocab_parameters"].min(), runs["Non_vocab_parameters"].max(), color="0.93", zorder=0)
         right.set(xscale="log", yscale="log", xlabel="Other parameters Nnv (shaded: trained)", ylabel="Best Nv")
