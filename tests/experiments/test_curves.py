@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from experiments import annealing_law, loss_curves, multi_power_law
+from lab.laws.bootstrap import Interval
 from lab.laws.errors import TableError
 from lab.laws.fit import fit
 from lab.laws.law import law
@@ -76,12 +79,60 @@ def test_full_minimisation_fits_better_and_predicts_worse(measured):
     assert 0.99 < r2 < multi_power_law.PRINTED[size]["R2"]
 
 
+def errors(relative, ratio):
+    """Test curves of two sizes: the annealing law's mean relative errors, and its RMSE over the multi-power law's."""
+    rng, rows = np.random.default_rng(0), []
+    for size in loss_curves.SIZES:
+        for curve in loss_curves.TEST:
+            wiggle = np.exp(rng.normal(0, 0.05))
+            for name, rmse in (("annealing", 0.01 * ratio * wiggle), ("multi-power", 0.01)):
+                mean = relative * wiggle
+                rows.append({"size": size, "curve": curve, "law": name, "RMSE": rmse, loss_curves.METRICS[3]: mean})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    "relative, ratio, expected",
+    [(0.001, 2.0, "holds"), (0.01, 0.5, "contradicted"), (0.005, 1.0, "inconclusive")],
+)
+def test_verdicts_on_the_annealing_law_go_both_ways(relative, ratio, expected):
+    findings = annealing_law._findings(errors(relative, ratio))
+    assert [finding.verdict for finding in findings] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    "r2, beta, spread, expected",
+    [(0.9988, 0.58, 0.02, "holds"), (0.9, 1.5, 0.02, "contradicted"), (0.9988, 0.58, 0.5, "inconclusive")],
+)
+def test_verdicts_on_the_multi_power_law_go_both_ways(r2, beta, spread, expected):
+    nine = SimpleNamespace(values={"beta": beta, "gamma": beta + 0.06})
+    intervals = {name: Interval(value - spread, value + spread, 0.95) for name, value in nine.values.items()}
+    curves = r2 + 0.02 * spread * np.array([-1, 1, -0.5, 0.5, 0.0, 0.1])
+    means = {"published": {"R2": 0.9988}}
+    findings = multi_power_law._findings("25M", nine, means, curves, intervals)
+    assert [finding.verdict for finding in findings] == [expected] * 3
+
+
+def test_reasons_name_the_numbers_that_they_rest_on():
+    values = multi_power_law.published("25M")
+    metrics = dict.fromkeys(loss_curves.METRICS, 0.5)
+    found = []
+    for minimum in (1e-4, 1e-5):
+        full = SimpleNamespace(values=values, objective_value=minimum)
+        objectives, means = {"published": 3e-4}, {"published": metrics, "full": metrics, "early stopped": metrics}
+        found.append(multi_power_law._compared("25M", full, values, 3e-4, values, objectives, means))
+    stopped, lower = (frame[frame["constants"] == "full"]["reason"] for frame in found)
+    assert stopped.str.contains("3.00 times lower").all() and lower.str.contains("30.00 times lower").all()
+
+
 def test_annealing_law_on_the_same_curves(published, tmp_path):
     found = annealing_law.analyse(published, sizes=("100M",), decays=(0.999,), every=FEWER)
     choices = found.tables["choices"].set_index("changes counted")
     assert choices.loc["after warm-up", "objective"] > 0
     test = found.tables["test-curves"].groupby("law")["RMSE"].mean()
     assert test["multi-power"] < test["annealing"]
+    compared = found.tables["published-against-ours"].set_index("law")["published"]
+    assert compared["annealing"].isna().all() and compared["multi-power"].notna().all()
     assert found.draw(tmp_path / "figure").stat().st_size > 10_000
 
 
