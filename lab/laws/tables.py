@@ -40,8 +40,16 @@ USUAL = {  # what files call a law's column
     "lr": ("learning_rate", "peak_lr", "eta"),
     "loss": ("final_loss", "val_loss", "eval_loss", "validation_loss", "test_loss", "train_loss"),
 }
-LEAST = {"parameters": (1e5, "millions"), "tokens": (1e4, "billions"), "FLOPs": (1e9, "1e18")}
-"""The largest value of a column in this unit lies above it in any sweep; below it, the values are probably scaled."""
+LEAST = {
+    "parameters": [(1e5, "millions")],
+    "tokens": [(1e4, "billions"), (1e6, "millions")],
+    "FLOPs": [(1e9, "1e18")],
+}
+"""The largest value of a column in this unit lies above these in any sweep; below one, it probably counts these.
+
+A million tokens are a few hundred sequences, and no published set here stays under them, while 20,000 million tokens
+are a usual run.
+"""
 GAP = 1e3  # ratio of neighbouring values in one column that no sweep leaves: two units in one column
 HIGHEST_LOSS = 20.0  # nats per token; a uniform guess over 2^28 tokens is 19.4
 READERS = ".csv, .csv.gz, .tsv, .parquet or .jsonl"
@@ -226,12 +234,12 @@ def check_unit(column: Column, values: np.ndarray, source: str) -> None:
     """Raises TableError where the values cannot be in the law's unit, as far as that shows."""
     name = column.name
     low, high = values.min(), values.max()
-    least, guess = LEAST.get(column.unit, (-np.inf, ""))
-    if high < least:
-        raise TableError(
-            f"column {name}: found {low:g} to {high:g}, expected {column.unit}; if these are {guess}, say "
-            f"--unit {name}={guess}, and --unit {name}=ones if they are what they seem"
-        )
+    for least, guess in LEAST.get(column.unit, ()):
+        if high < least:
+            raise TableError(
+                f"column {name}: found {low:g} to {high:g}, expected {column.unit}; if these are {guess}, say "
+                f"--unit {name}={guess}, and --unit {name}=ones if they are what they seem"
+            )
     if column.unit in LEAST and low > 0:
         ordered = np.unique(values)
         gap = np.argmax(ordered[1:] / ordered[:-1]) if len(ordered) > 1 else 0

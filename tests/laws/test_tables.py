@@ -129,6 +129,8 @@ def test_filters():
 def test_values_in_another_unit_are_seen_where_they_show():
     refused(runs(N=N / 1e6), "column N: found 10 to 1000, expected parameters", "--unit N=millions")
     refused(runs(D=D / 1e9), "column D: found 1 to 100, expected tokens", "--unit D=billions")
+    refused(runs(D=D / 1e6), "column D: found 1000 to 100000", "--unit D=millions", "--unit D=ones")
+    assert rows(law("hoffmann"), runs(D=D / 1e4)).columns["D"].max() == pytest.approx(1e7)
     refused(runs(N=np.where(N < 1e8, N / 1e6, N)), "column N", "as if in two units")
     refused(runs(loss=np.exp(LOSS) * 5), "of a perplexity take the logarithm", "--map 'loss=log(loss)'")
     frame = runs(bits_per_token=LOSS / np.log(2))
