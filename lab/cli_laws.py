@@ -20,6 +20,7 @@ FIT_EXAMPLES = """examples:
   lab fit hoffmann chinchilla_svg --where 'loss < 3.4451' --bootstrap 4000
   lab fit mine runs.csv --law-file mine.py --map y=loss
 """
+NOT_ASKED = ("name", "verb", "json", "markdown", "root", "out", "data_root")  # options that change no answer
 DESIGN_EXAMPLES = """examples:
   lab design hoffmann runs.csv --map N=params --map D=tokens --budget 1e21 --for a
 """
@@ -100,7 +101,7 @@ def fit(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         law = each.fit.law
         each.document.update(data=source.described(law), notes=source.notes(law, each.fit.rows), held_out=None)
     judged = answering.held_out(answers, mask, rule) if rule else []
-    directory = Path(options.out).expanduser() if options.out else default_out(options.root, answers)
+    directory = Path(options.out).expanduser() if options.out else default_out(options, source.sha256)
     for each in answers:
         write(each, directory, options)
     if len(answers) == 1:
@@ -194,12 +195,17 @@ def prepare(options: argparse.Namespace, overrides: Mapping[str, str], names: Se
     for file in options.law_file:
         load_law_file(Path(file).expanduser())
     if names is None:
-        names = [name.strip() for name in options.law.split(",") if name.strip()]
+        names = law_names(options.law)
         if not names:
             raise ConfigError(f"found {options.law!r}, expected the name of a law; see `lab laws`")
     if len(set(names)) < len(names):
         raise ConfigError(f"found {options.law!r}, expected each law once")
     return [lawbook.law(name) for name in names]
+
+
+def law_names(words: str) -> list[str]:
+    """`hoffmann, kaplan` -> ["hoffmann", "kaplan"]."""
+    return [name.strip() for name in words.split(",") if name.strip()]
 
 
 def load_law_file(path: Path) -> None:
@@ -230,13 +236,17 @@ def pairs(words: Iterable[str], option: str) -> dict[str, str]:
     return found
 
 
-def default_out(root: str, answers: Sequence[Any]) -> Path:
-    """A directory under the root of its own for what was fitted, and how."""
-    meaning = [[each.document["data"], each.document["objective"], each.document["intervals"]] for each in answers]
-    digest = hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:8]
-    stem = Path(answers[0].document["data"]["file"]).name.split(".")[0]
-    laws = "-".join(each.fit.law.name for each in answers)
-    return Path(root).expanduser() / "fits" / f"{laws}-{stem}-{digest}"
+def asked(options: argparse.Namespace) -> dict[str, Any]:
+    """What a command asks by name, defaults too: all options but those that say where things lie or how they look."""
+    return {name: value for name, value in sorted(vars(options).items()) if name not in NOT_ASKED}
+
+
+def default_out(options: argparse.Namespace, sha256: str) -> Path:
+    """A directory under the root of its own for what was asked of which bytes: the table's and those of law files."""
+    files = [hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in options.law_file]
+    digest = hashlib.sha256(json.dumps([asked(options), sha256, files]).encode()).hexdigest()[:8]
+    stem, laws = Path(options.table).name.split(".")[0], "-".join(law_names(options.law))
+    return Path(options.root).expanduser() / "fits" / f"{laws}-{stem}-{digest}"
 
 
 def write(answer: Any, directory: Path, options: argparse.Namespace) -> None:
@@ -259,7 +269,7 @@ def write(answer: Any, directory: Path, options: argparse.Namespace) -> None:
     )
     record = stem.with_name(stem.name + ".json")
     document.update(record=str(record), figure=str(figure))
-    write_beside(record, encoded(full(answer.fit, document, options.seed)))
+    write_beside(record, encoded(full(answer.fit, document, asked(options))))
 
 
 def show(options: argparse.Namespace, document: Any, blocks: Iterable[Any]) -> int:

@@ -13,7 +13,7 @@ from lab.laws.describe import plain
 from lab.laws.errors import LawError, TableError
 from lab.laws.fit import Fit, fit
 from lab.laws.holdout import compare, hold_out
-from lab.laws.intervals import Resamples, bootstrap, draw, profile
+from lab.laws.intervals import Resamples, bootstrap, draw, settled
 from lab.laws.law import Law
 from lab.laws.objective import Objective
 from lab.laws.sensitivity import largest_movers, sensitivity
@@ -77,14 +77,15 @@ def answer(law: Law, rows: Rows, ask: Ask) -> Answer:
       LawError: rows that cannot determine the law, or groups too few to resample.
     """
     found = fit(law, rows, ask.objective(law))
-    resamples, size = None, len(rows) if ask.by is None else len(np.unique(ask.by))
+    resamples, labels = None, np.arange(len(rows)) if ask.by is None else ask.by
+    size = len(np.unique(labels[found.counted]))
     if ask.resamples:
         if size < 2:
             raise LawError(f"--by: found {size} group, expected at least two to draw from")
         resamples = bootstrap(found, draw(len(rows), ask.resamples, ask.seed, ask.by))
         intervals = resamples.intervals(ask.level, size)
     else:
-        intervals = profile(found, level=ask.level)
+        found, intervals = settled(found, level=ask.level)
     document = record.document(found, intervals, resamples, record.standard_errors(found, resamples))
     if ask.sensitivity:
         groups = {"group": ask.by} if ask.by is not None and size <= MOST_GROUPS else {}
@@ -115,7 +116,7 @@ def on_fitted_rows(answers: Sequence[Answer]) -> dict[str, Any]:
     for each in answers:
         criterion, reason = record.information(each.fit)
         reasons.append(reason)
-        size = np.abs(each.fit.residuals[each.fit.rows.weights > 0])
+        size = np.abs(each.fit.residuals[each.fit.counted])
         row = {"law": each.fit.law.name, "constants": len(each.fit.law.names), "objective": each.fit.objective_value}
         row |= {"objective_is": str(each.fit.objective), "mean_residual": float(size.mean()), "AIC": criterion}
         rows.append(row | {"identified": "yes" if each.document["certificate"]["identified"] else "no"})

@@ -21,8 +21,6 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lab.laws import intervals, solve
@@ -75,14 +73,8 @@ def around(fit: Fit, reach: float = 4.0, points: int = 12) -> dict[str, np.ndarr
 
 def jacobian(fit: Fit, columns: Columns) -> np.ndarray:
     """Slopes [n, p] of the predictions at columns [n], in the objective's space, with respect to the coordinates."""
-    with solve.exact():
-        columns = {name: jnp.asarray(values, float) for name, values in columns.items()}
-
-        def predicted(theta):
-            value = fit.law.predict(fit.law.natural(theta), columns)
-            return jnp.log(value) if fit.objective.space == "log" else value
-
-        return np.asarray(jax.jacfwd(predicted)(jnp.asarray(fit.theta)))
+    columns = {column.name: np.asarray(columns[column.name], float) for column in fit.law.columns}
+    return solve.slopes(problem_of(fit.law, fit.objective.space), fit.theta, columns)
 
 
 def noise_variance(fit: Fit) -> float:
@@ -91,11 +83,10 @@ def noise_variance(fit: Fit) -> float:
     For least squares that of the residuals; else E rho'^2 / (E rho'')^2, the asymptotic variance of the objective's
     estimate of a level (Huber 1964). NaN without degrees of freedom.
     """
-    counted, freedom = fit.rows.weights > 0, fit.degrees_of_freedom
+    counted, freedom = fit.counted, fit.degrees_of_freedom
     if freedom <= 0:
         return np.nan
     r, weights = fit.residuals[counted] / fit.scale, fit.rows.weights[counted]
-    r = np.where(fit.rows.censored[counted], np.minimum(r, 0.0), r)
     squares, constants = fit.objective.name == "least-squares", len(fit.theta) - len(fit.fixed)
     slope, bend = influence(r, weights, fit.objective.stages[-1], squares, constants)
     once = np.average(slope**2, weights=weights) / np.average(bend, weights=weights) ** 2

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,9 +15,9 @@ from lab.laws.errors import LawError
 from lab.laws.law import Law
 from lab.laws.objective import Objective
 from lab.laws.solve import Problem, Rows, Solution
+from lab.laws.starts import start_grid
 
-GRID = 2048  # points of the start grid at which the linear parameters are solved for
-SEARCHES = 48  # of them, the best that differ, are minimised
+SEARCHES = 48  # of the start grid, the best are minimised
 SEARCH_CALLS = 9  # of the solver, before the searches that cannot be the best are left where they are
 SAME_OPTIMUM = 1e-6  # relative difference of objectives under which two searches ended in one basin
 RIVAL = 1.2  # times the best objective: optima that a resample might prefer
@@ -37,6 +35,7 @@ class Certificate:
       second_basin: relative excess of the best optimum among the other searches; None where all agree.
       condition: condition number of the Hessian scaled to unit diagonal, in search coordinates.
       at_bound: constants at an end of their bounds, by name.
+      lower: relative excess over an objective that a profile met (see `intervals.settled`); None where none did.
     """
 
     gradient: float
@@ -45,6 +44,7 @@ class Certificate:
     second_basin: float | None
     condition: float
     at_bound: tuple[str, ...]
+    lower: float | None = None
 
     @property
     def converged(self) -> bool:
@@ -58,6 +58,10 @@ class Certificate:
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before the numbers; empty where all is well."""
         said = []
+        if self.lower is not None:
+            said.append(
+                f"not the best optimum: profiles met an objective that this one exceeds by {self.lower:.2g} of it"
+            )
         if not self.converged:
             said.append(f"not converged: gradient {self.gradient:.1e}, expected at most {CONVERGED:.0e}")
         if self.at_bound:
@@ -99,8 +103,14 @@ class Fit:
     fixed: Mapping[str, float]
 
     @property
+    def counted(self) -> np.ndarray:
+        """Rows that decide, bool [n]: of a weight above 0, and no lower bound that the law exceeds."""
+        counted = self.rows.weights > 0
+        return counted & ~(self.rows.censored & (self.residuals == 0)) if self.rows.censored.any() else counted
+
+    @property
     def degrees_of_freedom(self) -> int:
-        return int((self.rows.weights > 0).sum()) - len(self.theta) + len(self.fixed)
+        return int(self.counted.sum()) - len(self.theta) + len(self.fixed)
 
     def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
         """The target [n] at columns [n]."""
@@ -108,11 +118,10 @@ class Fit:
 
     @property
     def residuals(self) -> np.ndarray:
-        """[n] in the objective's space, predicted minus observed."""
-        predicted = self.predict(self.rows.columns)
-        if self.objective.space == "log":
-            return np.log(predicted) - np.log(self.rows.target)
-        return predicted - self.rows.target
+        """[n] in the objective's space, predicted minus observed; 0 for a lower bound that the law exceeds."""
+        predicted, observed = self.predict(self.rows.columns), self.rows.target
+        r = np.log(predicted) - np.log(observed) if self.objective.space == "log" else predicted - observed
+        return np.where(self.rows.censored, np.minimum(r, 0.0), r)
 
     @property
     def errors(self) -> dict[str, float]:
@@ -140,6 +149,11 @@ def problem_of(law: Law, space: str) -> Problem:
 def box(law: Law) -> tuple[np.ndarray, np.ndarray]:
     low, high = zip(*(parameter.box for parameter in law.parameters))
     return np.array(low, float), np.array(high, float)
+
+
+def values_of(law: Law, theta: np.ndarray) -> dict[str, float]:
+    """Constants by name, in natural units, of coordinates [p]."""
+    return {p.name: float(np.exp(at)) if p.log else float(at) for p, at in zip(law.parameters, theta)}
 
 
 def predict(law: Law, theta: np.ndarray, columns: Mapping[str, Any]) -> np.ndarray:
@@ -177,7 +191,7 @@ def fit(
     grid = start_grid(law, rows, objective.space, fixed)
     given = np.array([law.search({**start, **fixed}) for start in starts], float).reshape(-1, len(low))
     theta = np.clip(np.concatenate([given, grid]), low, high)
-    scale, delta = _scales(problem, rows, theta, objective)
+    scale = _scale(problem, rows, theta, objective)
     squares = objective.name == "least-squares"
     theta = _best_apart(problem, rows, theta, scale, len(given))
     weights = np.asarray(rows.weights, float)
@@ -206,6 +220,10 @@ def check_rows(law: Law, rows: Rows, objective: Objective, free: int) -> None:
     counted = rows.weights > 0
     if counted.sum() < free:
         raise LawError(f"law {law.name}: found {int(counted.sum())} rows, expected at least {free}, one per parameter")
+    if rows.censored[counted].all() and counted.any():
+        raise LawError(
+            f"column {law.target.name}: found lower bounds alone, expected rows that were measured beside them"
+        )
     for column in law.columns:
         values = np.asarray(rows.columns[column.name])[counted]
         if not np.isfinite(values).all():
@@ -219,82 +237,13 @@ def check_rows(law: Law, rows: Rows, objective: Objective, free: int) -> None:
         raise LawError(f"column {law.target.name}: found {target.min():g}; log residuals need values above 0")
 
 
-def start_grid(law: Law, rows: Rows, space: str, fixed: Mapping[str, float]) -> np.ndarray:
-    """Starts [S, p]: all combinations of the nonlinear parameters' starts, the linear ones solved for at each.
-
-    `predict` is linear in those, so its derivatives with respect to them are the columns of a least-squares problem;
-    rows are weighted by 1 / target where residuals are logs. Of the solutions with every subset of columns, the best
-    that keeps positive parameters positive is taken; parameters left out start small.
-    """
-    linear = [name for name in law.linear if name not in fixed]
-    choices = []
-    for parameter in law.parameters:
-        if parameter.name in fixed:
-            choices.append((fixed[parameter.name],))
-        else:
-            choices.append((1.0,) if parameter.name in linear else parameter.starts)
-    points = np.array(list(itertools.islice(itertools.product(*choices), 200_000)), float)
-    if len(points) > GRID:
-        points = points[np.random.default_rng(0).permutation(len(points))[:GRID]]
-    index = {name: i for i, name in enumerate(law.names)}
-    if linear:
-        points[:, [index[name] for name in linear]] = _solve_linear(law, rows, space, points, linear)
-    for i, parameter in enumerate(law.parameters):
-        if parameter.log:
-            points[:, i] = np.log(np.clip(points[:, i], parameter.low, parameter.high))
-    return points
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _terms(law: Law, linear: tuple[str, ...], points: Any, columns: Any) -> tuple[Any, Any]:
-    """For natural parameters [S, p]: the derivatives of the prediction by the linear ones [S, n, k], and the rest."""
-
-    def at_point(point):
-        def at(values):
-            return law.predict(dict(zip(law.names, point)) | dict(zip(linear, values)), columns)
-
-        return jax.jacfwd(at)(jnp.ones(len(linear))), at(jnp.zeros(len(linear)))
-
-    return jax.vmap(at_point)(points)
-
-
-def _solve_linear(law: Law, rows: Rows, space: str, points: np.ndarray, linear: list[str]) -> np.ndarray:
-    index = {name: i for i, name in enumerate(law.names)}
-    which = [index[name] for name in linear]
-    signed = np.array([not law.parameters[i].log for i in which])
-    with solve.exact():
-        columns, rest = (np.asarray(x) for x in _terms(law, tuple(linear), points, rows.columns))
-    weight = np.sqrt(rows.weights) / (np.abs(rows.target) if space == "log" else 1.0)
-    X = np.nan_to_num(columns * weight[:, None])
-    y = np.nan_to_num((rows.target - rest) * weight)
-    size = np.sqrt((X**2).mean(1)) + 1e-300  # [S, k]
-    X = X / size[:, None, :]
-    best = np.full((len(points), len(linear)), 1e-3) * np.sqrt((y**2).mean(1))[:, None]
-    least = np.full(len(points), np.inf)
-    for chosen in itertools.product((True, False), repeat=len(linear)):
-        keep = np.array(chosen)
-        if not keep.any():
-            continue
-        Xk = X[:, :, keep]
-        normal = np.einsum("snk,snl->skl", Xk, Xk) + 1e-12 * len(weight) * np.eye(keep.sum())
-        answer = np.linalg.solve(normal, np.einsum("snk,sn->sk", Xk, y)[..., None])[..., 0]
-        loss = ((np.einsum("snk,sk->sn", Xk, answer) - y) ** 2).sum(1)
-        allowed = ((answer > 0) | signed[keep]).all(1) & np.isfinite(loss)
-        better = allowed & (loss < least)
-        full = np.full((len(points), len(linear)), 1e-3) * np.sqrt((y**2).mean(1))[:, None]
-        full[:, keep] = answer
-        best, least = np.where(better[:, None], full, best), np.where(better, loss, least)
-    return best / size
-
-
-def _scales(problem: Problem, rows: Rows, theta: np.ndarray, objective: Objective) -> tuple[float, float]:
+def _scale(problem: Problem, rows: Rows, theta: np.ndarray, objective: Objective) -> float:
     """The residual that counts as one, from the best start's median residual where the objective names none."""
-    counted = rows.weights > 0
-    sizes = np.abs(solve.residuals_at(problem, rows, theta)[:, counted])
-    typical = np.median(sizes, axis=1)
+    measured = (rows.weights > 0) & ~rows.censored  # a lower bound that is exceeded has no residual
+    typical = np.median(np.abs(solve.residuals_at(problem, rows, theta)[:, measured]), axis=1)
     if not np.isfinite(typical).any():
         raise LawError("no start gives finite predictions: check the units of the columns")
-    return objective.scale(max(float(np.nanmin(typical)), 1e-12)), 1.0
+    return objective.scale(max(float(np.nanmin(typical)), 1e-12))
 
 
 def _best_apart(problem: Problem, rows: Rows, theta: np.ndarray, scale: float, given: int) -> np.ndarray:
@@ -324,6 +273,10 @@ def _fit_of(
     near = value <= value[best] * (1 + SAME_OPTIMUM) + 1e-20
     apart = np.argsort(value, kind="stable")
     apart = [i for i in apart if found.arrived[i] and not near[i] and np.isfinite(value[i])]
+    rivals: list[int] = []
+    for i in apart:
+        if value[i] <= value[best] * RIVAL and (not rivals or value[i] > value[rivals[-1]] * (1 + SAME_OPTIMUM)):
+            rivals.append(i)
     theta = found.theta[best]
     free = [i for i, name in enumerate(law.names) if name not in fixed]
     covariance, alike, condition, dispersion = spread(problem, data, theta, rows.weights, free)
@@ -331,13 +284,12 @@ def _fit_of(
     derived = {d.name: float(np.exp(v) if d.log else v) for d, v in zip(law.derived, further)}
     low, high = box(law)
     ends = [law.names[i] for i in free if theta[i] <= low[i] or theta[i] >= high[i]]
-    values = {p.name: float(np.exp(at)) if p.log else float(at) for p, at in zip(law.parameters, theta)}
     unit = {"huber": scale**2, "least-squares": scale**2, "lad": scale}[objective.name]
     return Fit(
         law=law,
         objective=objective,
         rows=rows,
-        values=values,
+        values=values_of(law, theta),
         derived=derived,
         theta=theta,
         objective_value=float(value[best] * unit),
@@ -354,7 +306,7 @@ def _fit_of(
             condition=condition,
             at_bound=tuple(ends),
         ),
-        others=found.theta[[i for i in apart if value[i] <= value[best] * RIVAL][:3]],
+        others=found.theta[rivals[:3]],
         fixed=fixed,
     )
 
@@ -383,8 +335,9 @@ def spread(
     The Hessian is exact for least squares, else J^T diag(w rho'') J: the rest of it has mean 0, but not with the rho''
     of `influence`, with which it would be another objective's away from its optimum.
     """
-    *_, delta, kind = data
+    _, _, censored, _, delta, kind = data
     r, J, hessian, *_ = solve.local(problem, data, weights, theta)
+    weights = np.where(censored & (r == 0), 0.0, weights)  # a lower bound that is exceeded says nothing of the scatter
     slope, bend = influence(r, weights, delta, kind == 1, len(free))
     J = np.where((weights > 0)[:, None], J, 0.0)
     slope, bend = np.where(weights > 0, slope, 0.0), np.where(weights > 0, bend, 0.0)

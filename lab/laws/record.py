@@ -103,12 +103,13 @@ def beside(fit: Fit, published: Any, found: Mapping[str, float], errors: Mapping
 def objective_at(fit: Fit, values: Mapping[str, float]) -> float:
     """The objective, in the paper's own unit, of other constants on the rows of a fit."""
     r = dataclasses.replace(fit, theta=np.array(fit.law.search(values))).residuals
-    r, delta = np.where(fit.rows.censored, np.minimum(r, 0), r), fit.objective.delta
+    delta = fit.objective.delta
     if fit.objective.name == "huber":
         rho = np.where(np.abs(r) <= delta, 0.5 * r**2, delta * (np.abs(r) - 0.5 * delta))
     else:
         rho = 0.5 * r**2 if fit.objective.name == "least-squares" else np.abs(r)
-    return float((fit.rows.weights * rho).sum())
+    counted = fit.rows.weights > 0
+    return float((fit.rows.weights * rho)[counted].sum())
 
 
 def information(fit: Fit) -> tuple[float | None, str]:
@@ -138,8 +139,12 @@ def standard_errors(fit: Fit, resamples: Resamples | None) -> dict[str, float]:
     return {name: e * abs(found[name]) if logs[name] else e for name, e in design.standard_errors(fit).items()}
 
 
-def full(fit: Fit, document: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """The record: the document, search coordinates with their covariance, what was fitted, seed and versions."""
+def full(fit: Fit, document: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The record: the document, search coordinates with their covariance, what was fitted and asked, versions.
+
+    Args:
+      asked: options by name, `seed` among them.
+    """
     coordinates = [f"ln {p.name}" if p.log else p.name for p in fit.law.parameters]
     return plain(
         {
@@ -147,7 +152,8 @@ def full(fit: Fit, document: Mapping[str, Any], seed: int) -> dict[str, Any]:
             "coordinates": {"names": coordinates, "values": fit.theta, "covariance": fit.covariance},
             "fixed": dict(fit.fixed),
             "rows_sha256": digest(fit),
-            "seed": seed,
+            "seed": asked["seed"],
+            "asked": asked,
             "versions": versions(),
         }
     )

@@ -81,10 +81,10 @@ def _dropping(fit: Fit, columns: Sequence[str], groups: Mapping[str, np.ndarray]
     """The choices that leave rows out, or put back those that the headline left out."""
     rows, counted = fit.rows, fit.rows.weights > 0
     n = int(counted.sum())
-    if not counted.all():
-        yield "outliers", f"the {len(counted) - n} rows back that were left out", np.isfinite(fit.residuals)
-    residuals = np.where(rows.censored, np.minimum(fit.residuals, 0.0), fit.residuals)
-    orders = {"residuals": np.abs(residuals), f"values of {fit.law.target.name}": rows.target}
+    whole = np.isfinite(fit.residuals)
+    if (whole & ~counted).any():
+        yield "outliers", f"the {int((whole & ~counted).sum())} rows back that were left out", whole
+    orders = {"residuals": np.abs(fit.residuals), f"values of {fit.law.target.name}": rows.target}
     for count in sorted({*(round(share * n) for share in SHARES), COUNT} - {0}):
         for what, values in orders.items():
             kept = counted.copy()
@@ -97,7 +97,8 @@ def _dropping(fit: Fit, columns: Sequence[str], groups: Mapping[str, np.ndarray]
             if (dropped & counted).sum() <= MOST_DROPPED * n:
                 yield "cut-off", f"without the {side} tenth of {name}", counted & ~dropped
     for name in columns:
-        label, meant = sizes(rows.columns[name])
+        label = np.full(len(rows), -1)
+        label[counted], meant = sizes(rows.columns[name][counted])
         for i, size_name in enumerate(meant):
             yield "one size out", f"{name} without {size_name}", counted & (label != i)
     for name, labels in groups.items():
@@ -108,12 +109,13 @@ def _dropping(fit: Fit, columns: Sequence[str], groups: Mapping[str, np.ndarray]
 def _without_rows(fit: Fit, variants: list[Variant]) -> list[dict[str, Any]]:
     """The choices that leave more rows than constants, and no column with one value, solved together."""
     constants = len(fit.theta) - len(fit.fixed)
-    axes = [values for values in fit.rows.columns.values() if values.ndim == 1 and np.ptp(values) > 0]
+    counted = fit.rows.weights > 0
+    axes = [values for values in fit.rows.columns.values() if values.ndim == 1 and np.ptp(values[counted]) > 0]
 
     def enough(kept: np.ndarray) -> bool:
         return kept.sum() > constants and all(np.ptp(values[kept]) > 0 for values in axes)
 
-    weights = np.where(fit.rows.weights > 0, fit.rows.weights, 1.0)
+    weights = np.where(counted | ~np.isfinite(fit.residuals), fit.rows.weights, 1.0)
     whole = dataclasses.replace(fit, rows=dataclasses.replace(fit.rows, weights=weights))
     return _solved(whole, [variant for variant in variants if enough(variant[2])])
 
@@ -141,7 +143,7 @@ def _other_objectives(own: Objective) -> list[Objective]:
 def _under(fit: Fit, objective: Objective) -> dict[str, Any]:
     """The same rows under another objective, from the headline's optimum and those of its other basins."""
     counted = fit.rows.weights > 0
-    typical = float(np.median(np.abs(fit.residuals[counted])))
+    typical = float(np.median(np.abs(fit.residuals[fit.counted])))
     other = dataclasses.replace(fit, objective=objective, scale=objective.scale(max(typical, 1e-12)))
     choice = "delta" if objective.name == fit.objective.name else "objective"
     return _solved(other, [(choice, str(objective), counted)])[0]

@@ -47,7 +47,10 @@ def exact() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The data of a fit. `columns` and `target` are float64 [n]; `weights` [n] >= 0; `censored` bool [n]."""
+    """The data of a fit. `columns` and `target` are float64 [n]; `weights` [n] >= 0; `censored` bool [n].
+
+    A row of weight 0 may hold anything, NaN too.
+    """
 
     columns: dict[str, np.ndarray]
     target: np.ndarray
@@ -192,6 +195,11 @@ def _predictions(problem: Problem, theta: Any, columns: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def _slopes(problem: Problem, theta: Any, columns: Any) -> Any:
+    return jax.jacfwd(lambda at: residuals(problem, at, columns, 0.0, False))(theta)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _local(problem: Problem, data: Any, weights: Any, theta: Any) -> tuple[Any, ...]:
     columns, target, censored, scale, _, _ = data
     scaled = lambda at: residuals(problem, at, columns, target, censored) / scale  # noqa: E731
@@ -218,6 +226,12 @@ def predictions(problem: Problem, theta: np.ndarray, columns: dict[str, np.ndarr
         return np.asarray(_predictions(problem, theta, columns))
 
 
+def slopes(problem: Problem, theta: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Derivatives [n, p] of the predictions at columns [n], in the problem's space, by coordinates [p]."""
+    with exact():
+        return np.asarray(_slopes(problem, theta, columns))
+
+
 def local(problem: Problem, data: tuple, weights: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, ...]:
     """At coordinates [p]: scaled residuals [n], their Jacobian [n, p], Hessian of the objective [p, p], quantities [q]
     and their Jacobian [q, p]."""
@@ -226,9 +240,14 @@ def local(problem: Problem, data: tuple, weights: np.ndarray, theta: np.ndarray)
 
 
 def data_of(problem: Problem, rows: Rows, scale: float, delta: float, squares: bool) -> tuple:
-    target = np.log(rows.target) if problem.space == "log" else rows.target
+    """What all lanes share. A row of weight 0 gets the columns of one that counts: 0 x NaN would spoil derivatives."""
+    columns, target, counted = rows.columns, rows.target, rows.weights > 0
+    if not counted.all():
+        index = np.where(counted, np.arange(len(rows)), np.argmax(counted))
+        columns, target = {name: values[index] for name, values in columns.items()}, target[index]
+    target = np.log(target) if problem.space == "log" else target
     kind = np.int64(1 if squares else 0)
-    return rows.columns, target, rows.censored, np.float64(scale), np.float64(delta), kind
+    return columns, target, rows.censored, np.float64(scale), np.float64(delta), kind
 
 
 def minimise(

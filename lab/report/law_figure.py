@@ -121,7 +121,7 @@ def _along(fit: Fit, view: View, g: int, x: np.ndarray, theta: np.ndarray | None
 
 def _law(axes: Axes, fit: Fit, view: View, colours: Sequence, coordinates: np.ndarray | None, level: float) -> None:
     x, target, published = fit.rows.columns[view.x.name], fit.rows.target, _published(fit)
-    logs = fit.objective.space == "log"
+    logs, moving, predicted = fit.objective.space == "log", len(fit.rows.columns) > 1, fit.predict(fit.rows.columns)
     for g, (label, colour) in enumerate(zip(view.labels, colours)):
         mine = (view.group == g) & (fit.rows.weights > 0)
         if not mine.any():
@@ -133,8 +133,10 @@ def _law(axes: Axes, fit: Fit, view: View, colours: Sequence, coordinates: np.nd
         draw.curve(axes, grid, _along(fit, view, g, grid), colour, "fit" if len(colours) == 1 else None)
         if published is not None:
             draw.curve(axes, grid, _along(fit, view, g, grid, published[1]), draw.PUBLISHED, None, "--", 0.9)
-        there, r = _along(fit, view, g, x[mine]), fit.residuals[mine]
-        moved = (there * np.exp(-r) if logs else there - r) if len(fit.rows.columns) > 1 else target[mine]
+        moved = target[mine]
+        if moving:
+            there, here = _along(fit, view, g, x[mine]), predicted[mine]
+            moved = moved * there / here if logs else moved + there - here
         below = fit.rows.censored[mine]
         axes.plot(x[mine][~below], moved[~below], "o", color=colour, markersize=3.5, alpha=0.8, zorder=3, label=label)
         if below.any():
@@ -142,7 +144,7 @@ def _law(axes: Axes, fit: Fit, view: View, colours: Sequence, coordinates: np.nd
     if published is not None:
         axes.plot([], [], "--", color=draw.PUBLISHED, linewidth=0.9, label=f"published: {published[0]}")
     axes.set_title(f"Data, law and its {level:.0%} band")
-    axes.set_ylabel(_named(fit.law.target) + (", moved to the group's median" if len(fit.rows.columns) > 1 else ""))
+    axes.set_ylabel(_named(fit.law.target) + (", moved to the group's median" if moving else ""))
     _x_axis(axes, view.x, x)
     if logs:
         axes.set_yscale("log")
@@ -154,13 +156,13 @@ def _law(axes: Axes, fit: Fit, view: View, colours: Sequence, coordinates: np.nd
 
 def _residuals(axes: Axes, fit: Fit, view: View, colours: Sequence) -> None:
     """Observed less predicted: in percent where the objective is of logs, else in the target's unit."""
-    x, logs = fit.rows.columns[view.x.name], fit.objective.space == "log"
+    x, logs, counted = fit.rows.columns[view.x.name], fit.objective.space == "log", fit.counted
     shown = -100 * np.expm1(fit.residuals) if logs else -fit.residuals
     for g, colour in enumerate(colours):
-        mine = (view.group == g) & (fit.rows.weights > 0)
+        mine = (view.group == g) & counted
         axes.plot(x[mine], shown[mine], "o", color=colour, markersize=3.5, alpha=0.8)
     axes.axhline(0, color=draw.INK, linewidth=0.9, zorder=1)
-    half = float(np.median(np.abs(shown)))
+    half = float(np.median(np.abs(shown[counted])))
     axes.axhspan(-half, half, color=draw.FAINT, alpha=0.15, linewidth=0, label=f"half of the rows: {half:.2g}")
     unit = "%" if logs else fit.law.target.unit
     axes.set(title="Residuals", ylabel=f"observed less predicted{', ' + unit if unit else ''}")
@@ -174,7 +176,9 @@ def _published(fit: Fit) -> tuple[str, np.ndarray] | None:
         if set(fit.law.names) <= set(published.values):
             theta = np.array(fit.law.search({name: published.values[name] for name in fit.law.names}))
             off = dataclasses.replace(fit, theta=theta).residuals
-            near = np.median(np.abs(off)) < (0.4 if fit.objective.space == "log" else np.ptp(fit.rows.target))
+            near = np.median(np.abs(off[fit.counted])) < (
+                0.4 if fit.objective.space == "log" else np.ptp(fit.rows.target)
+            )
             return (published.source, theta) if near else None
     return None
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas
 import pytest
 
+from lab import cli, cli_laws
 from lab.laws.datasets import DATASETS
 from lab.laws.fit import fit
 from lab.laws.law import law
@@ -106,13 +107,16 @@ def test_bootstrap_by_rows_and_by_groups(lab, table):
     groups = document(lab("fit", "hoffmann", table, *MAP, *QUICK, *options, "--by", "sweep", "--level", "0.5"))
     assert groups["parameters"]["alpha"]["interval"] != rows["parameters"]["alpha"]["interval"]
     assert groups["intervals"]["level"] == 0.5
+    record, other = (json.loads(Path(said["record"]).read_text()) for said in (rows, groups))
+    assert (record["asked"]["by"], other["asked"]["by"]) == (None, "sweep")
+    assert record["parameters"] == rows["parameters"] and other["parameters"] == groups["parameters"]
 
 
 def test_what_is_not_identified_is_said_first(lab, tmp_path):
     """A loss without a floor: E runs to its bound."""
-    x = np.geomspace(1e7, 1e10, 30)
+    x = np.geomspace(1e7, 1e10, 60)  # as many rows as the other fits here: a number of rows is compiled once
     path = tmp_path / "line.csv"
-    loss = 100 * x**-0.2 * np.exp(0.01 * np.random.default_rng(0).standard_normal(30))
+    loss = 100 * x**-0.2 * np.exp(0.01 * np.random.default_rng(0).standard_normal(60))
     pandas.DataFrame({"N": x, "D": 20 * x, "loss": loss}).to_csv(path, index=False)
     code, out, err = lab("fit", "hoffmann", path, *QUICK)
     assert code == 0, err
@@ -145,6 +149,47 @@ def test_a_law_of_the_users_own(lab, table, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("mine.txt", "", ("another kind of file", "expected Python (.py)")),
+        ("mine.py", "law: hoffmann = yes or no or", ("SyntaxError", "expected Python that runs")),
+        ("mine.py", "register = 1 / 0", ("ZeroDivisionError: division by zero", "expected Python that runs")),
+        ("mine.py", LAW_FILE.replace("tokens-only", "hoffmann"), ("law 'hoffmann' is registered twice",)),
+    ],
+)
+def test_a_law_file_that_cannot_be_meant(lab, table, tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_text(content)
+    assert_refused(lab("fit", "hoffmann", table, "--law-file", path), *words)
+
+
+def test_records_of_other_commands_lie_apart(table, tmp_path):
+    """An option that changes the answer, or bytes that do, change the directory; the form of the answer does not."""
+    path = tmp_path / "mine.py"
+    path.write_text(LAW_FILE)
+
+    def place(*words, bytes_of_the_table="0"):
+        options, _ = cli.parse(["fit", "hoffmann", str(table), *words])
+        return cli_laws.default_out(options, bytes_of_the_table)
+
+    drawn = ("--bootstrap", "50", "--by", "sweep")
+    options = [
+        (), drawn, (*drawn[:-1], "other"), (*drawn, "--seed", "1"), (*drawn, "--level", "0.8"), ("--seed", "1"),
+        ("--hold-out", "largest:params"), ("--hold-out", "params > 5e9"), ("--no-sensitivity",), ("--map", "N=params"),
+        ("--unit", "N=millions"), ("--where", "N > 4e7"), ("--objective", "lad"), ("--delta", "0.1"),
+        ("--run", "sweep"), ("--space", "linear"), ("--weights", "w"), ("--censored", "c"), ("--counting", "all"),
+        ("--recount", "N=all"), ("--law-file", str(path)),
+    ]  # fmt: skip
+    places = [place(*words) for words in options] + [place(bytes_of_the_table="1")]
+    path.write_text(LAW_FILE + "# another law")
+    places.append(place("--law-file", str(path)))
+    assert len(set(places)) == len(places)
+    assert place("--json", "--markdown", "--data-root", str(tmp_path)) == places[0]
+    elsewhere = place("--root", str(tmp_path))
+    assert elsewhere.name == places[0].name and elsewhere.parent == tmp_path / "fits"
+
+
+@pytest.mark.parametrize(
     "options, words",
     [
         (("hofman", "runs.csv"), ("unknown law 'hofman'", "did you mean 'hoffmann'")),
@@ -157,12 +202,14 @@ def test_a_law_of_the_users_own(lab, table, tmp_path):
         (("hoffmann", "RUNS", *MAP, "--objective", "ols"), ("invalid choice", "ols")),
         (("hoffmann", "RUNS", *MAP, "--delta", "-1"), ("found delta -1",)),
         (("hoffmann", "RUNS", *MAP, "--bootstrap", "3"), ("at least 50",)),
+        (("hoffmann", "RUNS", *MAP, "--bootstrap", "50", "--seed", "-1"), ("--seed: found -1", "0 or more")),
         (("hoffmann", "RUNS", *MAP, "--by", "sweep"), ("--bootstrap",)),
         (("hoffmann", "RUNS", *MAP, "--level", "90"), ("--level", "0.9")),
         (("hoffmann", "RUNS", *MAP, "--hold-out", "largest:flops"), ("no column 'flops'",)),
         (("hoffmann", "RUNS", *MAP, "--hold-out", "params > 0"), ("0 kept",)),
         (("hoffmann", "RUNS", *MAP, "--model.width=3"), ("takes no config overrides",)),
         (("hoffmann,hoffmann", "RUNS", *MAP), ("each law once",)),
+        ((",", "RUNS", *MAP), ("found ','", "expected the name of a law")),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(lab, table, options, words):
@@ -193,6 +240,8 @@ def test_a_design_shrinks_the_interval_that_was_asked_for(lab, table):
     other = document(lab("design", "hoffmann", table, *MAP, "--budget", "1e22", "--for", "alpha", *dear, "--json"))
     assert len(other["runs"]) <= 9 and other["runs"][0]["cost"] > 1e21
     assert_refused(lab("design", "hoffmann", table, *MAP, "--budget", "1e22", "--for", "gamma"), "gamma", "alpha")
+    none = ("--budget", "1e22", "--reach", "0")
+    assert_refused(lab("design", "hoffmann", table, *MAP, *none), "--reach: found 0", "above 0")
 
 
 def shell(*argv, **environment):

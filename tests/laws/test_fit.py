@@ -10,10 +10,11 @@ from scipy.optimize import least_squares
 from scipy.special import huber
 from scipy.stats import t as student
 
+from lab.laws import fit as fitting
 from lab.laws.errors import LawError
 from lab.laws.fit import fit
-from lab.laws.intervals import bootstrap, draw, profile
-from lab.laws.law import law
+from lab.laws.intervals import bootstrap, draw, profile, settled
+from lab.laws.law import Column, Law, law, real
 from lab.laws.objective import Objective
 from lab.laws.solve import Rows
 
@@ -174,6 +175,114 @@ def test_censored_rows_push_only_upwards():
     above = np.where(censored, data.target * 5, data.target)
     found = fit(law("power"), rows(data.columns, above, censored=censored), SQUARES)
     assert found.values["p"] > -0.4 + 0.02
+
+
+@pytest.mark.parametrize("name", ["huber", "least-squares"])
+def test_a_lower_bound_that_is_exceeded_counts_for_nothing(name):
+    """The fit, its errors and its intervals are those without the row, but for the last digits of the search."""
+    data, objective = line(), Objective(name, 0.03)
+    bounds = np.arange(12) % 4 == 1
+    seen = np.where(bounds, data.target / 2, data.target)
+    found = fit(law("power"), rows(data.columns, seen, censored=bounds), objective)
+    alone = fit(law("power"), rows(data.columns, data.target, ~bounds * 1.0), objective)
+    assert (found.residuals[bounds] == 0).all() and (found.counted == ~bounds).all()
+    np.testing.assert_allclose(found.residuals[~bounds], alone.residuals[~bounds], atol=1e-7)
+    assert found.degrees_of_freedom == alone.degrees_of_freedom == 7
+    dispersions = [
+        each.dispersion * each.scale**2 for each in (found, alone)
+    ]  # least squares have a scale of their own
+    assert dispersions[0] == pytest.approx(dispersions[1], rel=1e-6)
+    np.testing.assert_allclose(found.covariance, alone.covariance, rtol=1e-6)
+    for constant, interval in profile(alone, level=0.9).items():
+        ours = profile(found, level=0.9)[constant]
+        assert (ours.low, ours.high) == pytest.approx((interval.low, interval.high), rel=1e-3)
+
+
+def test_intervals_of_censored_rows_hold_what_they_promise():
+    """Ten of 30 true values lie above a bound, and what would be above it is seen as the bound."""
+    x, draws = np.geomspace(1, 1e3, 30), 200
+    true = 3 * x**-0.4
+    bound = 0.999 * np.sort(true)[-10]
+    held = {"c": 0, "p": 0}
+    for seed in range(draws):
+        y = true * np.exp(0.05 * np.random.default_rng(seed).standard_normal(30))
+        found = fit(law("power"), rows({"x": x}, np.minimum(y, bound), censored=y > bound), SQUARES)
+        for constant, interval in profile(found, level=0.9).items():
+            held[constant] += interval.contains({"c": 3.0, "p": -0.4}[constant])
+    assert all(0.85 <= share / draws <= 0.95 for share in held.values()), held
+
+
+def test_lower_bounds_alone_are_refused():
+    data = line()
+    with pytest.raises(LawError, match="lower bounds alone"):
+        fit(law("power"), rows(data.columns, data.target, censored=np.ones(12, bool)))
+
+
+def test_rows_that_do_not_count_may_hold_anything():
+    """NaN and zero in columns and target of rows of weight 0: fit, resamples and profiles do not see them."""
+    data = surface(0.02)
+    kept = np.arange(120) % 8 > 0
+    columns = {"N": np.where(kept, data.columns["N"], np.nan), "D": np.where(kept, data.columns["D"], 0.0)}
+    found = fit(law("hoffmann"), rows(columns, np.where(kept, data.target, np.nan), kept * 1.0))
+    expected = fit(law("hoffmann"), rows(data.columns, data.target, kept * 1.0))
+    assert found.certificate.converged and (found.theta == expected.theta).all()
+    resamples, known = (bootstrap(each, draw(120, 20, seed=0)) for each in (found, expected))
+    assert resamples.converged == 1.0 and (resamples.theta == known.theta).all()
+    assert profile(found, ["a"]) == profile(expected, ["a"])
+
+
+def winding(start: float) -> tuple[Law, Rows]:
+    """A law with an optimum in each turn, the best of them near m = 0, searched from one place."""
+    import jax.numpy as jnp
+
+    turns = Law(
+        name="winding",
+        formula="y = u cos(2 pi m) + v sin(2 pi m) + m w",
+        source="-",
+        columns=tuple(Column(name, "any", positive=False) for name in "uvw"),
+        target=Column("y", "any"),
+        parameters=(real("m", starts=(start,)),),
+        predict=lambda p, x: (
+            jnp.cos(2 * jnp.pi * p["m"]) * x["u"] + jnp.sin(2 * jnp.pi * p["m"]) * x["v"] + p["m"] * x["w"]
+        ),
+        objective=Objective("least-squares", space="linear"),
+    )
+    rng = np.random.default_rng(0)
+    columns = {name: rng.standard_normal(20) for name in "uvw"}
+    return turns, rows(columns, columns["u"] + 0.1 * rng.standard_normal(20))
+
+
+def test_a_lower_objective_on_a_profile_becomes_the_fit():
+    turns, data = winding(3.0)
+    stuck = fit(turns, data)
+    assert stuck.values["m"] == pytest.approx(3, abs=0.1) and stuck.certificate.converged
+    with pytest.warns(UserWarning, match="law winding: profiles met 0.0113"):
+        profile(stuck, level=0.9)
+    found, intervals = settled(stuck, level=0.9)
+    best = fit(*winding(0.0))
+    assert found.objective_value == pytest.approx(best.objective_value, rel=1e-9)
+    assert found.objective_value < 0.02 * stuck.objective_value
+    assert intervals["m"].contains(0) and intervals["m"].half_width < 0.05
+    assert found.certificate.lower is None and not found.certificate.warnings
+
+
+def test_a_fit_that_stays_above_its_profile_says_so_first(monkeypatch):
+    stuck = fit(*winding(3.0))
+    monkeypatch.setattr(fitting, "fit", lambda *_: stuck)
+    found, _ = settled(stuck, level=0.9)
+    assert found.certificate.lower == pytest.approx(87, abs=1)
+    assert found.certificate.warnings[0].startswith("not the best optimum: profiles met an objective")
+
+
+def test_each_other_basin_is_listed_once():
+    """Of six searches two end in each of three turns; the two that are not the best are its rivals."""
+    turns, data = winding(0.0)
+    starts = [{"m": m} for m in (0.01, 1.0, 1.01, -1.0, -1.02)]
+    shallow = rows(data.columns | {"w": 0.01 * data.columns["w"]}, data.target)
+    found = fit(turns, shallow, starts=starts)
+    assert found.certificate.starts == 6 and found.certificate.reached == pytest.approx(2 / 6)
+    assert len(found.others) == 2
+    assert sorted(round(m) for m in (found.values["m"], *found.others[:, 0])) == [-1, 0, 1]
 
 
 def test_fixed_constants_stay():

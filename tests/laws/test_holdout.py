@@ -104,6 +104,21 @@ def test_a_lower_bound_that_is_exceeded_is_no_error():
     np.testing.assert_allclose(found.errors, [0.0, -np.log(2.0)], atol=1e-9)
 
 
+def test_rows_that_do_not_count_may_hold_anything():
+    data, mask = line(), np.arange(12) >= 9
+    gone = np.isin(np.arange(12), (2, 10))
+    columns, weights = {"x": np.where(gone, np.nan, data.columns["x"])}, np.where(gone, 0.0, 1.0)
+    found = hold_out(law("power"), Rows(columns, data.target, weights, data.censored), mask, SQUARES)
+    known = hold_out(law("power"), rows({"x": data.columns["x"][~gone]}, data.target[~gone]), mask[~gone], SQUARES)
+    np.testing.assert_allclose(found.errors, known.errors, rtol=1e-9)
+    for name, errors in known.baselines.items():
+        np.testing.assert_allclose(found.baselines[name], errors, rtol=1e-9)
+    table = leave_one_size_out(found.fit, "x")
+    assert len(table) == 9 and table["mean_error"].notna().all()
+    with pytest.raises(LawError, match="column x: found NaN"):
+        hold_out(law("power"), Rows(columns, data.target, np.ones(12), data.censored), gone, SQUARES)
+
+
 def test_rules_choose_rows():
     frame = pandas.DataFrame({"N": [1e8, 1e9, 1e9], "D": [1e10, 1e10, 2e10]})
     assert list(chosen(frame, "largest D")) == [False, False, True]

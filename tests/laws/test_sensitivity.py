@@ -112,6 +112,18 @@ def test_too_few_rows_leave_choices_out():
     assert back["p"] == pytest.approx(fit_power_law(data.columns["x"], data.target).exponent, rel=1e-8)
 
 
+def test_rows_that_do_not_count_may_hold_anything():
+    """Of two rows that were left out, the one with numbers is put back; the other is as if it were not there."""
+    data = line()
+    kept, x = ~np.isin(np.arange(40), (3, 7)), np.where(np.arange(40) == 3, np.nan, data.columns["x"])
+    frame = sensitivity(fit(law("power"), rows({"x": x}, data.target, kept * 1.0), SQUARES))
+    back, there = setting(frame, "the 1 rows back that were left out"), np.isfinite(x)
+    assert back["p"] == pytest.approx(fit_power_law(x[there], data.target[there]).exponent, rel=1e-8)
+    assert frame["converged"].all() and (frame["rows"] <= 39).all()
+    sizes = frame["setting"][frame["choice"] == "one size out"]
+    assert len(sizes) == len(np.unique(data.columns["x"])) and not sizes.str.contains("nan").any()
+
+
 def test_no_column_is_left_with_one_value():
     data = line()
     two = rows({"x": np.where(np.arange(40) < 20, 1.0, 100.0)}, data.target)
