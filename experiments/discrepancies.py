@@ -16,6 +16,7 @@ so verdicts use Student intervals from the scatter; both are in the table.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from experiments.isoflop_estimators import (
     APPROACH_2,
     APPROACH_3,
     AUTHORS,
+    FLOOR,
     Estimate,
     approach_2,
     approach_3,
     difference,
     noise_models,
 )
-from experiments.parametric import rows_of
+from experiments.parametric import objective_at, reason_of, rows_of
 from experiments.published_figure import png_of, sheet
 from lab.sweep.experiment import Analysis, Experiment
 
@@ -44,33 +46,44 @@ STEPS = {  # label: its rows, the printed exponent
     "cosine ends at the budget": (("base", "short", "chinchilla", "standard", "val"), 0.571),
     "optimizer tuned, no decay": (("tuned", "short", "const", "standard", "val"), 0.497),
 }
+UNWEIGHTED = "the same, unweighted"
+ESTIMATORS = (*APPROACH_2, APPROACH_3)
+GRID_POINTS = 2  # that other draws of the seed noise may move a median
 RESOLUTION = 0.05  # half-width that tells neighbouring steps' exponents from Kaplan's and Chinchilla's
 
 
-def analyse(load: Any) -> Analysis:
+def analyse(load: Any, estimators: Sequence[str] = ESTIMATORS) -> Analysis:
+    """`estimators`: those that are tried; the authors' rule, weighted and not, is always among them."""
     import pandas as pd
 
     runs, optima, fits = (load(f"porian_refinedweb_{name}") for name in ("isoflop", "optima", "published_fits"))
-    found = {label: estimates(runs, _is(runs, key)) for label, (key, _) in STEPS.items()}
-    estimators = _estimators(found)
+    found = {label: estimates(runs, _is(runs, key), estimators) for label, (key, _) in STEPS.items()}
+    tried = _estimators(found)
     budgets = pd.concat([_budgets(label, found[label], optima[_is(optima, key)]) for label, (key, _) in STEPS.items()])
-    compared = pd.concat([_compared(label, found[label], fits[_is(fits, key)]) for label, (key, _) in STEPS.items()])
+    compared = pd.concat(
+        [
+            _compared(label, found[label], fits[_is(fits, key)], budgets[budgets["step"] == label])
+            for label, (key, _) in STEPS.items()
+        ]
+    )
     findings = verdicts(found)
-    tables = {"published-against-ours": compared, "estimators": estimators}
+    tables = {"published-against-ours": compared, "estimators": tried}
     tables |= {"optima": budgets, "loss-law": loss_law(found, fits)}
-    notes = _notes(runs, found, budgets, estimators)
+    notes = _notes(runs, found, budgets, tried)
     return Analysis(findings, tables, notes, lambda stem: figure(found, findings, stem))
 
 
-def estimates(runs: Any, mine: Any) -> dict[str, Estimate]:
-    """Every estimator on the runs that are `mine` (bool [K])."""
+def estimates(runs: Any, mine: Any, wanted: Sequence[str] = ESTIMATORS) -> dict[str, Estimate]:
+    """The estimators on the runs that are `mine` (bool [K])."""
     from lab.laws.isoflop import budgets_of
 
     rows = runs[mine]
     budgets = budgets_of(rows["flops"], rows["n"], rows["loss"], rows["tokens"])
-    found = {name: approach_2(budgets, choice) for name, choice in APPROACH_2.items()}
-    columns = {"N": runs["n"], "D": runs["tokens"]}
-    return {**found, APPROACH_3: approach_3(columns, runs["loss"], runs["flops"], mine)}
+    wanted = {AUTHORS, UNWEIGHTED, *wanted}
+    found = {name: approach_2(budgets, choice) for name, choice in APPROACH_2.items() if name in wanted}
+    if APPROACH_3 in wanted:
+        found[APPROACH_3] = approach_3({"N": runs["n"], "D": runs["tokens"]}, runs["loss"], runs["flops"], mine)
+    return found
 
 
 def verdicts(found: dict[str, dict[str, Estimate]]) -> list[Any]:
@@ -118,6 +131,8 @@ def _budgets(label: str, found: dict[str, Estimate], published: Any) -> Any:
     """Optimum of every budget by the authors' rule, beside theirs."""
     import pandas as pd
 
+    from lab.laws.isoflop import GRID
+
     located = found[AUTHORS].optima
     ours = pd.DataFrame(
         {
@@ -125,6 +140,7 @@ def _budgets(label: str, found: dict[str, Estimate], published: Any) -> Any:
             "ours": np.exp(located.median),
             "log_std": located.log_std,
             "on_floor": located.log_std < located.floor * 1.02,
+            "grid_step": located.floor / FLOOR / GRID,
             "reason": located.reasons,
         }
     )
@@ -132,23 +148,34 @@ def _budgets(label: str, found: dict[str, Estimate], published: Any) -> Any:
     table = ours.merge(theirs.set_axis(["flops", "published", "published_log_std"], axis=1), on="flops", how="outer")
     table.insert(0, "step", label)
     table["log_ratio"] = np.log(table["ours"] / table["published"])
+    table["points_apart"] = (table["log_ratio"] / table["grid_step"]).round(3)
     return table
 
 
-def _compared(label: str, found: dict[str, Estimate], published: Any) -> Any:
+def reason_of_medians(points: Any) -> str:
+    """Why exponents differ, from the points [B] of the grid in ln N by which medians lie apart."""
+    points = points[np.isfinite(points)]
+    off, most = int((np.abs(points) > 0).sum()), np.abs(points).max()
+    if off == 0:
+        return f"all {len(points)} medians are the authors'; only the draws of the seed noise differ"
+    said = f"{off} of {len(points)} medians lie apart from the authors', by up to {most:.1f} points of the grid in ln N"
+    return f"{said}: other draws of the seed noise" if most <= GRID_POINTS else f"{said}: more than other draws explain"
+
+
+def _compared(label: str, found: dict[str, Estimate], published: Any, budgets: Any) -> Any:
     """The published estimates of the exponent beside ours by the same rules."""
     from lab.laws.compare import published_against_ours
 
     kinds = published.set_index("kind")
-    weighted, plain = found[AUTHORS], found["the same, unweighted"]
+    weighted, plain = found[AUTHORS], found[UNWEIGHTED]
     noise = weighted.allocation.noise_interval()
     names = ("a, weighted", "a, unweighted", "a, low end", "a, high end")
     ours = dict(zip(names, (weighted.exponent, plain.exponent, noise.low, noise.high)))
     exponents, ends = kinds["n_exponent"], kinds.loc["bootstrap_weighted_ci95"]
     theirs = (exponents["bs_median_weighted"], exponents["bs_median"], ends["n_exponent_lo"], ends["n_exponent_hi"])
-    drawn = "other draws of the seed noise: medians move by a point or two of the grid in ln N"
+    reason = reason_of_medians(budgets["points_apart"].to_numpy())
     errors = {"a, weighted": weighted.error, "a, unweighted": plain.error}
-    return published_against_ours(dict(zip(names, theirs)), ours, errors, dict.fromkeys(names, drawn), step=label)
+    return published_against_ours(dict(zip(names, theirs)), ours, errors, dict.fromkeys(names, reason), step=label)
 
 
 def _optima(step: tuple[str, dict[str, Estimate]]) -> tuple[Any, Any, Any]:
@@ -172,8 +199,9 @@ def loss_law(found: dict[str, dict[str, Estimate]], fits: Any) -> Any:
         within = (step == label) & (flops > 1e16) & (flops < 5e17)
         ours = fit(law("isoflop-loss"), rows_of({"C": flops}, loss, within))
         basic = fits[_is(fits, key)].set_index("kind").loc["basic"]
-        published = {"E": basic["loss_E"], "gamma": basic["loss_alpha"]}
-        reason = "theirs is the median over noisy copies, each at its own lowest point"
+        published = {"E": basic["loss_E"], "F": basic["loss_A"], "gamma": basic["loss_alpha"]}
+        at_theirs = objective_at(ours.law, ours.rows, ours.objective, published)
+        reason = f"on our losses at the optima: {reason_of(at_theirs / ours.objective_value - 1)}"
         tables.append(
             published_against_ours(published, ours.values, ours.errors, dict.fromkeys(published, reason), step=label)
         )
@@ -181,7 +209,6 @@ def loss_law(found: dict[str, dict[str, Estimate]], fits: Any) -> Any:
 
 
 def _notes(runs: Any, found: dict[str, dict[str, Estimate]], budgets: Any, estimators: Any) -> list[str]:
-
     coded, meant = (model.deviation(runs["loss"].to_numpy(float)) for model in noise_models())
     floor, inside = int(budgets["on_floor"].sum()), int(budgets["log_std"].notna().sum())
     largest = estimators.groupby("estimator", sort=False)["shift"].agg(lambda shift: shift.loc[shift.abs().idxmax()])
@@ -204,12 +231,11 @@ def _notes(runs: Any, found: dict[str, dict[str, Estimate]], budgets: Any, estim
 
 def figure(found: dict[str, dict[str, Estimate]], findings: list[Any], stem: Path) -> Path:
     """N*(C) of the five steps, and each step's exponent by estimator."""
-
     from lab.report import figure as draw
 
     colours = draw.sequence_of_colours(len(STEPS))
     title = "From Kaplan's exponent to Chinchilla's"
-    with sheet(stem, title, f"RefinedWeb, losses of {SOURCE}", findings[: len(STEPS)]) as (left, right):
+    with sheet(stem, title, f"RefinedWeb, losses of {SOURCE}", findings) as (left, right):
         for label, colour in zip(STEPS, colours):
             located, law = found[label][AUTHORS].optima, found[label][AUTHORS].allocation.n
             flops, star, reach = (x[located.usable] for x in (located.flops, located.median, 1.96 * located.log_std))
@@ -219,7 +245,7 @@ def figure(found: dict[str, dict[str, Estimate]], findings: list[Any], stem: Pat
             draw.curve(left, grid, law(grid), colour)
             draw.band(left, grid, *law.band(grid), colour)
         left.set(xscale="log", yscale="log", xlabel="Budget C, FLOPs", ylabel="Compute-optimal parameters N*")
-        left.set_title("Optima by the authors' rule")
+        left.set_title("Authors' optima; bars: 95 % of noise, bands: of scatter", size=9)
         draw.legend_above(left)
         names = list(next(iter(found.values())))
         for (label, (_, printed)), colour in zip(STEPS.items(), colours):

@@ -12,6 +12,7 @@ from experiments.parametric import rows_of
 AUTHORS = "Akima grid, medians, weighted"
 APPROACH_3 = "approach 3: E + A/N^alpha + B/D^beta"
 COPIES = 1000
+FLOOR = 0.33  # least log standard deviation of an optimum, in intervals of ln N (Porian et al.)
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,17 @@ class Estimate:
     left_out: Any = field(default=None, repr=False)
 
     def interval(self, level: float = 0.95) -> Any:
-        """Student interval."""
-        from scipy.stats import t as student
+        return student_interval(self.exponent, self.error, self.degrees_of_freedom, level)
 
-        from lab.laws.bootstrap import Interval
 
-        reach = float(student.ppf(0.5 + level / 2, self.degrees_of_freedom)) * self.error
-        return Interval(self.exponent - reach, self.exponent + reach, level)
+def student_interval(value: float, error: float, degrees_of_freedom: int, level: float = 0.95) -> Any:
+    """Student's interval of a value with this standard error."""
+    from scipy.stats import t as student
+
+    from lab.laws.bootstrap import Interval
+
+    reach = float(student.ppf(0.5 + level / 2, degrees_of_freedom)) * error
+    return Interval(value - reach, value + reach, level)
 
 
 def difference(one: Estimate, other: Estimate, level: float = 0.95) -> tuple[float, Any]:
@@ -84,7 +89,7 @@ def approach_2(budgets: list[Any], choice: Choice, noise: Any = None) -> Estimat
     from lab.laws.isoflop import allocation, nearest, optima
 
     kept = budgets if choice.sizes is None else nearest(budgets, choice.sizes)
-    located = optima(kept, choice.method, noise or noise_models()[choice.noise_as_meant], COPIES)
+    located = optima(kept, choice.method, noise or noise_models()[choice.noise_as_meant], COPIES, floor=FLOOR)
     law = allocation(located, choice.weighted, choice.centre)
     return Estimate(law.n.exponent, law.n.exponent_error, law.n.degrees_of_freedom, located, law)
 

@@ -7,21 +7,29 @@ import pandas as pd
 import pytest
 
 from experiments import discrepancies
-from experiments.isoflop_estimators import APPROACH_3, AUTHORS
+from experiments.isoflop_estimators import APPROACH_3, AUTHORS, Estimate
 
 
 @pytest.fixture(scope="module")
 def analysis(published):
+    return discrepancies.analyse(published, estimators=())
+
+
+@pytest.fixture(scope="module")
+def whole(published):
     return discrepancies.analyse(published)
 
 
-def test_every_estimator_finds_the_exponent_of_a_symmetric_surface():
+@pytest.mark.parametrize(
+    "estimators", [("parabola, all sizes", APPROACH_3), pytest.param(discrepancies.ESTIMATORS, marks=pytest.mark.long)]
+)
+def test_estimators_find_the_exponent_of_a_symmetric_surface(estimators):
     """alpha = beta: a = 1/2 exactly, and valleys are symmetric, so that parabolas are right as well."""
     flops = np.repeat(10.0 ** np.arange(17, 23), 9)
     n = np.sqrt(flops / 6) * np.tile(np.geomspace(1 / 5, 5, 9), 6)
     loss = 1.8 + 400 * n**-0.33 + 400 * (flops / 6 / n) ** -0.33
     runs = pd.DataFrame({"flops": flops, "n": n, "tokens": flops / 6 / n, "loss": loss})
-    found = discrepancies.estimates(runs, np.ones(len(runs), bool))
+    found = discrepancies.estimates(runs, np.ones(len(runs), bool), estimators)
     for name, estimate in found.items():
         assert estimate.exponent == pytest.approx(0.5, abs=0.01), name
     assert found[APPROACH_3].exponent == pytest.approx(0.5, abs=1e-6)
@@ -49,10 +57,39 @@ def test_optima_of_every_budget(analysis):
 
 def test_estimators_and_intervals(analysis):
     table = analysis.tables["estimators"]
-    assert set(table["estimator"]) >= {AUTHORS, APPROACH_3} and len(table) == 5 * table["estimator"].nunique()
+    assert set(table["estimator"]) == {AUTHORS, discrepancies.UNWEIGHTED} and len(table) == 10
     mine = table[table["estimator"] == AUTHORS]
     assert (mine["high"] - mine["low"] > mine["noise_high"] - mine["noise_low"]).all()
     assert table["exponent"].between(0.2, 1.2).all()
+
+
+@pytest.mark.long
+def test_every_estimator(whole):
+    table = whole.tables["estimators"]
+    assert set(table["estimator"]) == set(discrepancies.ESTIMATORS) and len(table) == 45
+    assert table["exponent"].between(0.2, 1.2).all()
+
+
+def test_verdicts_come_out_both_ways():
+    """Exponents as printed, then all of them Chinchilla's: the first and every fall but none are contradicted."""
+    printed = [value for _, value in discrepancies.STEPS.values()]
+    for exponents, equals, falls in (
+        (printed, ["holds"] * 5, ["holds"] * 4),
+        ([0.5] * 5, ["contradicted"] * 4 + ["holds"], ["inconclusive"] * 4),
+        (printed[::-1], ["contradicted"] * 2 + ["holds"] + ["contradicted"] * 2, ["contradicted"] * 4),
+    ):
+        found = {label: {AUTHORS: Estimate(value, 0.003, 10)} for label, value in zip(discrepancies.STEPS, exponents)}
+        verdicts = [finding.verdict for finding in discrepancies.verdicts(found)]
+        assert verdicts[:5] == equals and verdicts[5:] == falls
+
+
+def test_reasons_count_the_medians():
+    points = np.array([0.0, 0.0, 1.0, np.nan])
+    assert discrepancies.reason_of_medians(points[:2]).startswith("all 2 medians")
+    assert discrepancies.reason_of_medians(points).startswith("1 of 3 medians") and "draws" in (
+        discrepancies.reason_of_medians(points)
+    )
+    assert "more than other draws explain" in discrepancies.reason_of_medians(np.array([0.0, -7.0]))
 
 
 def test_verdicts_and_figure(analysis, tmp_path):

@@ -11,7 +11,7 @@ from experiments import misfitting
 
 @pytest.fixture(scope="module")
 def analysis(published):
-    return misfitting.analyse(published, resamples=60)
+    return misfitting.analyse(published, resamples=60, wanted=())
 
 
 @pytest.mark.parametrize("law", ["hoffmann", "hoffmann-shared"])
@@ -34,9 +34,20 @@ def test_two_budgets_give_the_published_isoflop_exponent(analysis):
     assert not interval.known
 
 
-def test_without_embeddings_there_is_no_floor(analysis):
-    choices = analysis.tables["choices"].set_index("choice")
-    assert choices["E"]["N without embeddings"] < 0.01 < choices["E"]["as published"]
+def test_reasons_name_the_numbers(analysis):
+    table = analysis.tables["published-against-ours"].set_index(["law", "quantity"])["reason"]
+    assert table["hoffmann", "E"].startswith("the same optimum: the objective at theirs differs by 2e-08")
+    used = analysis.tables["isoflop"][lambda rows: rows["checkpoints"] == "last"]
+    assert "2 budgets" in misfitting._isoflop_reason(used, misfitting.ISOFLOP)
+    assert misfitting._isoflop_reason(used, 0.6).startswith("not explained")
+
+
+@pytest.mark.long
+def test_every_choice(published):
+    choices = misfitting.analyse(published).tables["choices"].set_index("choice")
+    assert len(choices) == 12 and choices["a"]["all checkpoints"] == pytest.approx(0.60, abs=0.01)
+    assert choices["E"][misfitting.BARE] < 0.01 < choices["E"][misfitting.PUBLISHED]
+    assert choices["a_low"].isna().tolist() == [choice == "all checkpoints" for choice in choices.index]
 
 
 def test_figure(analysis, tmp_path):
