@@ -14,11 +14,23 @@ They print the constants of both, and take standard errors and intervals for one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.parametric import LEVEL, choices_table, compute_optimal, loss_of, objective_at, rows_of, valleys
+from experiments.parametric import (
+    LEVEL,
+    a_of,
+    choices_table,
+    compute_optimal,
+    loss_of,
+    objective_at,
+    reason_of,
+    rounded_alike,
+    rows_of,
+    valleys,
+)
 from experiments.published_figure import png_of, sheet
 from lab.report.findings import Claim, judge
 from lab.sweep.experiment import Analysis, Experiment
@@ -27,6 +39,7 @@ HOFFMANN = "Hoffmann et al. 2022, arXiv 2203.15556"
 BESIROGLU = "Besiroglu et al. 2024, arXiv 2404.10102"
 NAMES = ("A", "B", "E", "alpha", "beta")
 OUTLIERS = 5
+AS_PUBLISHED, ALL_ROWS = "as published: less the five highest losses", "all 245 rows"
 RESAMPLES = 4000
 RESAMPLES_LAD = 400  # the authors' first; their printed errors are not of this estimator
 
@@ -50,11 +63,6 @@ HEADLINE_INTERVALS = {
 HEADLINE_PRINTED = _constants(482.01, 2085.43, 1.82, 0.35, 0.37)
 HOFFMANN_A = (0.454, 0.455)
 HOFFMANN_LEVEL = 0.8  # 10th and 90th percentiles
-
-
-def a_of(values: Any) -> Any:
-    """The exponent of N in the compute-optimal N ~ C^a."""
-    return values["beta"] / (values["alpha"] + values["beta"])
 
 
 CLAIMS = {
@@ -82,7 +90,10 @@ def authors_draws(kept: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
     return np.stack([np.bincount(rows, minlength=len(kept)) for rows in drawn_rows]).astype(float)
 
 
-def analyse(load: Any, resamples: int = RESAMPLES) -> Analysis:
+def analyse(
+    load: Any, resamples: int = RESAMPLES, resamples_lad: int = RESAMPLES_LAD, wanted: Sequence[str] | None = None
+) -> Analysis:
+    """`wanted`: choices of the analysis beside the published ones and all rows; all where None."""
     from lab.laws.fit import fit
     from lab.laws.intervals import bootstrap
     from lab.laws.law import law
@@ -93,12 +104,12 @@ def analyse(load: Any, resamples: int = RESAMPLES) -> Analysis:
     objectives = {"huber": Objective("huber", 1e-3), "lad": Objective("lad")}
     fits = {name: fit(form, rows, objective) for name, objective in objectives.items()}
     counts = authors_draws(data["kept"], resamples)
-    draws = {"huber": bootstrap(fits["huber"], counts), "lad": bootstrap(fits["lad"], counts[:RESAMPLES_LAD])}
+    draws = {"huber": bootstrap(fits["huber"], counts), "lad": bootstrap(fits["lad"], counts[:resamples_lad])}
     tables = {
         "published-against-ours": _comparison(fits, draws),
         "objectives": _objectives(form, rows, fits),
         "intervals": _intervals(draws, int(data["kept"].sum())),
-        "choices": _choices(form, data, fits),
+        "choices": _choices(form, data, fits, wanted),
     }
     intervals = draws["huber"].intervals(LEVEL)
     findings = [
@@ -115,26 +126,50 @@ def _comparison(fits: Any, draws: Any) -> Any:
 
     ours = {name: {**each.values, **each.derived} for name, each in fits.items()}
     errors = {name: each.standard_errors() for name, each in draws.items()}
-    early = "their search stopped far from the optimum (averaged Huber loss), see objectives"
-    same = "the same estimator: a sum of Huber(1e-3)"
-    other = "the same estimator: a Huber density with a free scale is least absolute deviations"
     parts = [
-        (BESIROGLU + ", grid search", "huber", GRID_SEARCH, same),
-        (BESIROGLU + ", Table 1", "lad", HEADLINE, other),
-        (HOFFMANN, "huber", {**TEX, "a": a_of(TEX)}, early),
+        (BESIROGLU + ", grid search", "huber", GRID_SEARCH),
+        (BESIROGLU + ", Table 1", "lad", HEADLINE),
+        (HOFFMANN, "huber", TEX),
     ]
-    frames = [
-        published_against_ours(published, ours[name], errors[name], dict.fromkeys(published, reason), source=source,
-                               estimator=name)
-        for source, name, published, reason in parts
-    ]  # fmt: skip
-    drawn = "the authors' draws, each solved to its optimum"
-    for name in draws:
-        reason = drawn if name == "huber" else f"{drawn}: not the estimator of the printed errors"
-        published, found = _spread(errors[name], draws[name].intervals(LEVEL))
+    frames = []
+    for source, name, constants in parts:
+        published = {**constants, "a": a_of(constants)}
+        reasons = dict.fromkeys(published, _estimator_reason(fits, name, constants))
+        labels = {"source": source, "estimator": name}
+        frames.append(published_against_ours(published, ours[name], errors[name], reasons, **labels))
+    spreads = {name: _spread(errors[name], draws[name].intervals(LEVEL)) for name in draws}
+    for name, (published, found) in spreads.items():
+        reasons = dict.fromkeys(published, _spread_reason(errors, draws, name))
         labels = {"source": BESIROGLU + ", bootstrap", "estimator": name}
-        frames.append(published_against_ours(published, found, {}, dict.fromkeys(published, reason), **labels))
+        frames.append(published_against_ours(published, found, {}, reasons, **labels))
     return pandas.concat(frames, ignore_index=True)
+
+
+def _excess(fits: Any, constants: Any) -> dict[str, float]:
+    """By how much of its optimum each objective is higher at given constants."""
+    return {
+        name: objective_at(each.law, each.rows, each.objective, constants) / each.objective_value - 1
+        for name, each in fits.items()
+    }
+
+
+def _estimator_reason(fits: Any, name: str, constants: Any) -> str:
+    excess = _excess(fits, constants)
+    others = ", ".join(f"{value:.1e} by {other}" for other, value in excess.items() if other != name)
+    rounding = _excess(fits, rounded_alike(fits[name].values, constants))[name]
+    return f"{reason_of(excess[name], rounding)}; {others}"
+
+
+def _spread_reason(errors: Any, draws: Any, name: str) -> str:
+    """Which estimator's standard errors are the printed ones."""
+    apart = {
+        each: max(abs(found[key] / printed - 1) for key, printed in HEADLINE_ERRORS.items())
+        for each, found in errors.items()
+    }
+    drawn = f"{len(draws[name].theta)} of the authors' draws, each solved to its optimum"
+    closest = min(apart, key=apart.get)
+    said = "closest of the estimators" if name == closest else f"{closest} is closer with {apart[closest]:.2%}"
+    return f"{drawn}: standard errors differ by up to {apart[name]:.2%}; {said}"
 
 
 def _spread(errors: Any, intervals: Any) -> tuple[dict[str, float], dict[str, float]]:
@@ -186,41 +221,47 @@ def _intervals(draws: Any, runs: int) -> Any:
     return pandas.DataFrame(lines)
 
 
-def _choices(form: Any, data: Any, fits: Any) -> Any:
+def _choices(form: Any, data: Any, fits: Any, wanted: Sequence[str] | None) -> Any:
     from lab.laws.fit import fit
     from lab.laws.objective import Objective
 
-    columns = {"N": data["N"], "D": data["D"]}
-    ratio = data["D"] / data["N"]
-    loss = data["loss"]
+    published, loss, ratio = fits["huber"], data["loss"], data["D"] / data["N"]
     kept = {
-        "all 245 rows": np.ones(len(loss), bool),
+        ALL_ROWS: np.ones(len(loss), bool),
         "less the ten highest losses": loss < np.sort(loss)[-10],
         "less the ten lowest tokens per parameter": ratio > np.sort(ratio)[9],
     }
-    huber = Objective("huber", 1e-3)
-    found = {"as published: less the five highest losses": fits["huber"]}
-    found |= {rule: fit(form, rows_of(columns, loss, rows), huber) for rule, rows in kept.items()}
-    rows = fits["huber"].rows
-    found |= {f"delta {delta:g}": fit(form, rows, Objective("huber", delta)) for delta in (1e-4, 1e-2)}
-    found |= {"least absolute deviations": fits["lad"], "least squares": fit(form, rows, Objective("least-squares"))}
+    columns = {"N": data["N"], "D": data["D"]}
+    choices = {rule: (rows_of(columns, loss, rows), published.objective) for rule, rows in kept.items()}
+    choices |= {f"delta {delta:g}": (published.rows, Objective("huber", delta)) for delta in (1e-4, 1e-2)}
+    choices["least squares"] = (published.rows, Objective("least-squares"))
+    found = {AS_PUBLISHED: published, "least absolute deviations": fits["lad"]}
+    for choice, (rows, objective) in choices.items():
+        if wanted is None or choice in (ALL_ROWS, *wanted):
+            found[choice] = fit(form, rows, objective)
     return choices_table(found, "a")
 
 
 def _notes(tables: Any, draws: Any) -> list[str]:
-    objectives = tables["objectives"].set_index("constants")["huber over optimum"]
+    both = tables["objectives"].set_index("constants")
+    objectives = both["huber over optimum"]
+    optima = {
+        source: ", ".join(f"{both[f'{name} over optimum'][source] - 1:.1e} by {name}" for name in draws)
+        for source in ("Besiroglu, grid search", "Besiroglu, Table 1 unrounded")
+    }
+    spread = tables["published-against-ours"]
+    spread = spread[spread["source"] == BESIROGLU + ", bootstrap"].groupby("estimator", sort=False)["reason"].first()
     narrow = tables["intervals"].set_index("estimator").loc["huber"]
     choices = tables["choices"].set_index("choice")["a"]
     return [
-        "Besiroglu et al. print two sets of constants from two estimators: their grid search minimises a sum of "
-        "Huber(1e-3), Table 1 a Huber density whose scale is fitted too, which is least absolute deviations.",
-        "The printed standard errors and intervals are those of the plain Huber sum, not of the estimator of Table 1.",
+        *(f"{source}: its constants lie above the optimum by {by}." for source, by in optima.items()),
+        *(f"Printed standard errors against {name}: {reason}." for name, reason in spread.items()),
         f"At Hoffmann's printed constants the objective is {objectives['Hoffmann, printed']:.2f} times the optimum, at "
         f"those of their TeX source {objectives['Hoffmann, TeX source']:.2f} times; at Besiroglu's printed constants "
-        f"{objectives['Besiroglu, Table 1 printed']:.2f} times. Two digits are too few.",
+        f"{objectives['Besiroglu, Table 1 printed']:.2f} times.",
         f"An interval of a as narrow as Hoffmann's would take {narrow['runs_needed']:,.0f} runs like these.",
-        f"The outlier rule decides: a = {choices['as published: less the five highest losses']:.3f} without the five "
-        f"highest losses, {choices['all 245 rows']:.3f} with them.",
+        f"By the outlier rule a is {choices[AS_PUBLISHED]:.3f} without the five "
+        f"highest losses, {choices[ALL_ROWS]:.3f} with them.",
         *(f"{name}: {each.converged:.2%} of the resamples converged." for name, each in draws.items()),
     ]
 
@@ -232,7 +273,8 @@ def _draw(data: Any, fits: Any, draws: Any, findings: Any, stem: Any) -> Any:
         n, d = compute_optimal(values, grid)
         return d / n
 
-    subtitle = f"{int(data['kept'].sum())} losses read off Figure 4 of Hoffmann et al. 2022; D = C / (6 N)"
+    fitted = f"{int(data['kept'].sum())} of {len(data['loss'])} losses"
+    subtitle = f"{fitted} read off Figure 4 of Hoffmann et al. 2022; D = C / (6 N)"
     with sheet(stem, "Chinchilla, fitted again", subtitle, findings) as (left, right):
         budgets = (1e19, 6e19, 3e20, 1e21)
         valleys(left, data["N"], data["C"], data["loss"], budgets, loss_of(fits["huber"].values), loss_of(TEX))

@@ -20,13 +20,14 @@ that Porian et al. assume, and tells whether an estimator that interpolates (Aki
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.isoflop_estimators import approach_3, jackknife_error
+from experiments.isoflop_estimators import approach_3, jackknife_error, student_interval
 from experiments.published_figure import png_of, sheet
 from lab.sweep.experiment import Analysis, Experiment
 
@@ -78,7 +79,7 @@ class Located:
         return float(np.polyval(self.law(len(self.flops) - 1), np.log(self.flops[-1])) - self.log_n[-1])
 
 
-def analyse(load: Any) -> Analysis:
+def analyse(load: Any, corpora: Sequence[str] = tuple(CORPORA)) -> Analysis:
     import pandas as pd
 
     from lab.laws.isoflop import FEWEST_SIZES
@@ -87,7 +88,7 @@ def analyse(load: Any) -> Analysis:
     sizes = runs.groupby(["dataset", "budget"])["params"].transform("nunique")
     runs = runs[sizes >= FEWEST_SIZES].reset_index(drop=True)
     surfaces, found = {}, {}
-    for corpus in CORPORA:
+    for corpus in corpora:
         surfaces[corpus], found[corpus] = estimates(runs, (runs["dataset"] == corpus).to_numpy())
     findings = verdicts(found)
     tables = {
@@ -152,13 +153,8 @@ def along(budgets: list[Any], surface: Any) -> Located:
 
 
 def interval(values: np.ndarray, value: float) -> Any:
-    """Student interval of a value from values without each budget."""
-    from scipy.stats import t as student
-
-    from lab.laws.bootstrap import Interval
-
-    reach = float(student.ppf(0.975, len(values) - 1)) * jackknife_error(values)
-    return Interval(value - reach, value + reach, 0.95)
+    """Student's 95 % interval of a value from values without each budget."""
+    return student_interval(value, jackknife_error(values), len(values) - 1)
 
 
 def verdicts(found: dict[str, dict[str, Located]]) -> list[Any]:
@@ -239,7 +235,7 @@ def _notes(tables: dict[str, Any]) -> list[str]:
     wrong = table.groupby("estimator", sort=False)["held_out"].agg(lambda x: (x**2).mean() ** 0.5).dropna()
     misses = "; ".join(f"{name} {100 * miss:.0f} %" for name, miss in wrong.items())
     return [
-        f"Exponents over the three corpora: {ranges}.",
+        f"Exponents over {table['data'].nunique()} corpora: {ranges}.",
         f"N* at the largest budget, predicted from the others, missed by (root mean square): {misses}.",
         f"Losses scatter about the fitted surface by {noise.min():.3f} to {noise.max():.3f} nats; that is the noise "
         f"given to approach 2.",
@@ -250,7 +246,7 @@ def figure(runs: Any, found: dict[str, dict[str, Located]], findings: list[Any],
     """Valleys of one corpus with both approaches' optima, and the exponents of all."""
     from lab.report import figure as draw
 
-    corpus = next(iter(CORPORA))
+    corpus = next(iter(found))
     with sheet(stem, "IsoFLOP optima: do approaches 2 and 3 agree?", SOURCE, findings) as (left, right):
         third, second = found[corpus][ALONG], found[corpus]["saturating valley"]
         for k, colour in enumerate(draw.sequence_of_colours(len(third.flops))):
