@@ -2,7 +2,7 @@
 
     python -m tests.laws.coverage [LAW ...] [--draws 200] [--seed 0] [--out tests/laws/coverage.md]
 
-Each draw is fitted from the law's own starts and profiled (`lab.laws.intervals.profile`, what `lab fit` prints). Of a
+Each draw is fitted from the law's own starts and profiled (`lab.laws.intervals.settled`, what `lab fit` prints). Of a
 right interval 200 draws show 85 to 95 % with probability 0.98, 1,000 draws with 1.00. Lines of laws that are not
 named stay as they are in the file.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from lab.laws.fit import fit
-from lab.laws.intervals import profile
+from lab.laws.intervals import settled
 from lab.laws.simulate import Simulation
 from tests.laws.simulated import simulations
 
@@ -73,22 +73,24 @@ def coverage(simulation: Simulation, draws: int, seed: int = 0) -> Coverage:
     open_ended = {name: np.zeros(draws, bool) for name in truth}
     unconverged, began = 0, time.perf_counter()
     for i in range(draws):
-        found = fit(simulation.law, simulation.rows(seed + i), simulation.objective)
+        found, intervals = settled(fit(simulation.law, simulation.rows(seed + i), simulation.objective), level=LEVEL)
         unconverged += not found.certificate.converged
-        for name, interval in profile(found, level=LEVEL).items():
+        for name, interval in intervals.items():
             held[name][i] = interval.contains(truth[name])
             open_ended[name][i] = not np.isfinite([interval.low, interval.high]).all()
     shares = [{name: float(each.mean()) for name, each in table.items()} for table in (held, open_ended)]
     return Coverage(simulation, draws, *shares, unconverged, (time.perf_counter() - began) / draws)
 
 
+def lines_of(path: Path) -> dict[str, str]:
+    """By law, the lines that the file has."""
+    rows = path.read_text().split("|---|\n")[-1].splitlines() if path.exists() else []
+    return {row.split(" | ")[0].removeprefix("| "): row for row in rows if row.startswith("| ")}
+
+
 def merge(path: Path, lines: dict[str, str]) -> None:
     """Writes lines by law beside those that the file has."""
-    known = {}
-    if path.exists():
-        rows = path.read_text().split("|---|\n")[-1].splitlines()
-        known = {row.split(" | ")[0].removeprefix("| "): row for row in rows if row.startswith("| ")}
-    known |= lines
+    known = lines_of(path) | lines
     partial = path.with_suffix(".part")
     partial.write_text(HEAD + "\n".join(known[name] for name in sorted(known)) + "\n")
     partial.replace(path)
