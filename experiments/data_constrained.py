@@ -89,7 +89,8 @@ def analyse(load: Any, resamples: int = RESAMPLES, wanted: Sequence[str] | None 
 
 
 def intervals_of(repeats: np.ndarray, excess: np.ndarray, cells: int) -> dict[str, Interval]:
-    """Intervals of the claimed quantities from resampled R_D* and R_N* [R] of so many cells."""
+    """Intervals of the claimed quantities from resampled R_D* and R_N* [R] of so many cells; open where unlimited."""
+    repeats, excess = (np.where(values > UNBOUNDED, np.inf, values) for values in (repeats, excess))
     samples = {"R_D*": repeats, "R_N*": excess, "worth": worth(repeats)}
     return {name: percentile_interval(values, LEVEL, cells, len(REPEATS)) for name, values in samples.items()}
 
@@ -258,7 +259,7 @@ def _legend(axes: Any) -> None:
     """In a third more height, above the data of a linear axis."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + (high - low) / 3)
-    axes.legend(loc="upper left", ncols=2, fontsize=7)
+    axes.legend(loc="upper left", ncols=2, fontsize=7, frameon=True, framealpha=1, edgecolor="white")
 
 
 EXPERIMENTS = [
