@@ -10,6 +10,7 @@ from for the constants, which have no interval.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from lab.sweep.experiment import Analysis, Experiment
 
 PAPER = "Tissue et al. 2024, Scaling Law with Learning Rate Annealing, arXiv 2408.11029"
 LUO = "Luo et al. 2025, arXiv 2503.12811"
+LOG = logging.getLogger(__name__)
 DECAYS = (0.99, 0.995, 0.999, 0.9995)
 DECAY = 0.999
 SEED = 0
@@ -59,6 +61,7 @@ def analyse(load: Any, sizes: Any = SIZES, decays: Any = DECAYS, every: int = 1)
     compared, tests, choices, constants, notes, drawn = [], [], [], [], [], {}
     for size in sizes:
         measured = curves(load(f"mpl_curves_{size}"))
+        LOG.info("%s: the multi-power law, then %d settings of the annealing law", size, 2 * len(decays))
         rival = fit(multi_power, rows_of(measured, TRAIN, every))
         rival_metrics = held_out(multi_power, rival.values, measured)
         gains = []

@@ -291,7 +291,7 @@ def surfaces(runs: Any, resamples: int) -> tuple[Any, Mean, list[str]]:
     from lab.laws.bootstrap import percentile_interval
     from lab.laws.errors import TableError
     from lab.laws.fit import fit
-    from lab.laws.intervals import bootstrap, draw, profile
+    from lab.laws.intervals import bootstrap, draw, settled
     from lab.laws.law import law
     from lab.laws.solve import Rows
 
@@ -301,9 +301,10 @@ def surfaces(runs: Any, resamples: int) -> tuple[Any, Mean, list[str]]:
         N, D, loss = (cell[key].to_numpy(float) for key in ("n_params", "tokens", "final_val_loss"))
         largest = N == N.max()
         rows = Rows({"N": N, "D": D}, loss, np.ones(len(N)), np.zeros(len(N), bool))
-        found, seen = fit(form, rows), fit(form, Rows(rows.columns, loss, (~largest).astype(float), rows.censored))
+        seen = fit(form, Rows(rows.columns, loss, (~largest).astype(float), rows.censored))
         error = np.log(seen.predict(rows.columns)[largest] / loss[largest])
-        for constant, interval in profile(found, [*form.names, "a"]).items():
+        found, intervals = settled(fit(form, rows), [*form.names, "a"])
+        for constant, interval in intervals.items():
             value = found.values.get(constant, found.derived.get(constant))
             ends = {"value_low": interval.low, "value_high": interval.high}
             table.append({"runs": name, "rows": len(cell), "constant": constant, "value": value, **ends})

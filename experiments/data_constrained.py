@@ -63,15 +63,14 @@ CLAIMS = {  # decided by intervals that reach a third of the constant to either 
 def analyse(load: Any, resamples: int = RESAMPLES, wanted: Sequence[str] | None = None) -> Analysis:
     """`wanted`: choices of the analysis beside the published one; all where None."""
     from lab.laws.fit import fit
-    from lab.laws.intervals import bootstrap, draw, profile
+    from lab.laws.intervals import bootstrap, draw, settled
     from lab.laws.law import law
 
     form, table = law("data-constrained"), load("data_constrained_c4")
     rows, cells = _rows(table), _cells(table)
     checked = objective_at(form, rows, form.objective, BASE | REPEATS)
-    ours = fit(form, rows, fixed=BASE)
+    ours, profiles = settled(fit(form, rows, fixed=BASE), list(REPEATS), LEVEL)
     near = _descended(ours, BASE | REPEATS)
-    profiles = profile(ours, list(REPEATS), LEVEL)
     profiles["worth"] = Interval(*(float(worth(end)) for end in (profiles["R_D*"].low, profiles["R_D*"].high)), LEVEL)
     draws = bootstrap(ours, draw(len(rows), resamples, seed=0, groups=cells))
     resampled = intervals_of(draws.quantities["R_D*"], draws.quantities["R_N*"], int(cells.max()) + 1)

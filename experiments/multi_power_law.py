@@ -16,6 +16,7 @@ For seven constants nine curves leave so little freedom that the ends of an inte
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from experiments.loss_curves import (
 from lab.report.findings import Claim, judge
 from lab.sweep.experiment import Analysis, Experiment
 
+LOG = logging.getLogger(__name__)
 EVERY, RESAMPLES, SEED = 16, 128, 0
 NAMES = ("L0", "A", "alpha", "B", "C", "beta", "gamma")
 LOGGED = {"25M": 0.00027863, "100M": 0.00027506}
@@ -140,8 +142,10 @@ def _study(size: str, table: Any, every: int, resamples: int) -> dict[str, Any]:
 
     form, data, everything = law("multi-power"), curves(table), (*TRAIN, *TEST)
     rows = rows_of(data, TRAIN)
+    LOG.info("%s: the authors' search, then the minimum, on the training curves (%d points)", size, len(rows))
     stopped, logged, start = early_stopped(rows, np.concatenate([data[name]["lr"] for name in TRAIN]))
     full = fit(form, rows, starts=[published(size)])
+    LOG.info("%s: nine curves and %d resamples of them; minutes", size, resamples)
     nine = fit(form, rows_of(data, everything, every), starts=[full.values])
     spread = bootstrap(nine, draw(len(nine.rows), resamples, SEED, labels_of(data, everything, every)))
     intervals = spread.intervals(0.95, len(everything))

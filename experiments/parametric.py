@@ -88,13 +88,14 @@ def choices_table(fits: Mapping[str, Any], quantity: str, dependent: Sequence[st
     import pandas
 
     from lab.laws.bootstrap import no_interval
-    from lab.laws.intervals import profile
+    from lab.laws.intervals import settled
 
     rows = []
     for choice, fit in fits.items():
         interval = no_interval("dependent rows", LEVEL)
         if choice not in dependent:
-            interval = profile(fit, [quantity], LEVEL)[quantity]
+            fit, intervals = settled(fit, [quantity], LEVEL)
+            interval = intervals[quantity]
         found = {"choice": choice, "rows": int((fit.rows.weights > 0).sum()), **fit.values}
         found |= {quantity: {**fit.values, **fit.derived}[quantity]}
         found |= {f"{quantity}_low": interval.low, f"{quantity}_high": interval.high}

@@ -8,13 +8,15 @@ the output went away.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import functools
 import json
+import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +41,7 @@ NO_PLACE = ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR",
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices of fits are small: its threads would only spin
     try:
         options, overrides = parse(argv)
         code = options.verb(options, overrides)
@@ -298,7 +301,8 @@ def published(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     if experiment.measurements:
         if options.scale or options.published:
             raise ConfigError(f"{experiment.id} trains nothing and reads its own data sets: no --scale, no --published")
-        analysis = experiment.measurements(lambda name: datasets.load(name, options.data_root))
+        with told(options):
+            analysis = experiment.measurements(lambda name: datasets.load(name, options.data_root))
     elif experiment.published is None:
         raise ResultsError(f"{experiment.id} has no published table to analyse: leave --published out")
     else:
@@ -306,6 +310,19 @@ def published(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     study = Study(experiment, "published", None, {}, store_of(options))
     document = report(study, analysis, [], None)
     return present(document, study.directory, options)
+
+
+@contextlib.contextmanager
+def told(options: argparse.Namespace) -> Iterator[None]:
+    """Progress that an analysis logs (`logging.getLogger("experiments")`) goes to standard error, unless --quiet."""
+    logger, handler = logging.getLogger("experiments"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if options.quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def show(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:

@@ -6,6 +6,7 @@ import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as `lab` sets it
 
 
 @pytest.fixture(scope="session")
