@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import dispatch
-from kernels_pallas.flash_attention import cpu
+from kernels_pallas.flash_attention import cpu, tpu, tpu_backward
 from kernels_pallas.flash_attention.mask import Mask
 
 DTYPES = ("bfloat16", "float32", "float64")
@@ -246,7 +246,14 @@ def _attention(setting: Setting, query, key, value, bias, sinks, query_segments,
 def _forward(setting: Setting, *arrays):
     def call(*arrays):
         plain = functools.partial(cpu.forward, **setting.of_scores)
-        return dispatch.by_platform(*arrays, tpu=None, gpu=None, cpu=plain, what="flash_attention")
+        kept = jax.eval_shape(plain, *arrays)[2]
+
+        def kernel(*arrays):
+            # What only the plain form keeps is zeros here, which no one reads and the compiler drops.
+            spared = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
+            return *tpu.forward(*arrays, block_sizes=dict(setting.blocks), **setting.of_scores), spared
+
+        return dispatch.by_platform(*arrays, tpu=kernel, gpu=None, cpu=plain, what="flash_attention")
 
     out, lse, kept = _by_batch(call, *arrays)
     return (out, lse), (arrays, out, lse, kept)
@@ -260,9 +267,9 @@ def _backward(setting: Setting, saved, cotangents):
 
     def call(arrays, lse, delta, kept, g):
         plain = functools.partial(cpu.backward, **setting.of_scores)
-        return dispatch.by_platform(
-            *arrays, lse, delta, kept, g, tpu=None, gpu=None, cpu=plain, what="flash_attention_backward"
-        )
+        kernel = functools.partial(tpu_backward.backward, block_sizes=dict(setting.blocks), **setting.of_scores)
+        saved = (*arrays, lse, delta, kept, g)
+        return dispatch.by_platform(*saved, tpu=kernel, gpu=None, cpu=plain, what="flash_attention_backward")
 
     sinks = arrays[4]
     dsinks = None

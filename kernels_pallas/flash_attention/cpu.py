@@ -13,10 +13,8 @@ queries of a block with their G heads side by side.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 

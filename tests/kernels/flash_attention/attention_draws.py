@@ -87,7 +87,7 @@ def errors(found, exact):
 
 
 def assert_as_exact_as_the_definition(function, problem, dtype=jnp.float32, factor=2.0):
-    """At most `factor` times the error of the definition in the same dtype, and a few roundings of the largest entry."""
+    """At most `factor` times the error of the definition in the same dtype, and four roundings of the largest entry."""
     found, ids, cotangents = arrays(**problem)
     run = functools.partial(results, found=found, ids=ids, cotangents=cotangents, options=problem.get("options") or {})
     if dtype == jnp.bfloat16:  # operands that bfloat16 holds, so that all forms start from the same numbers
