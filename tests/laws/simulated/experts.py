@@ -33,8 +33,8 @@ SIMULATIONS = (
         {"a": 35.91, "alpha": -0.1889, "delta": -0.2285, "gamma": 0.0098}
         | {"b": 35.98, "beta": -0.1775, "omega": 0.5529, "zeta": -0.0259}
         | {"E_start": 2.0732, "E_max": 290.4521, "c": 1.3637},
-        grid(N_act=np.geomspace(1e7, 1e10, 5), D=np.geomspace(1e8, 1e11, 5), E=EXPERTS),
-        0.002,
+        grid(N_act=np.geomspace(1e7, 1e10, 5), D=np.geomspace(1e8, 1e11, 5), E=np.array([1.0, 2, 8, 32, 128, 512])),
+        0.003,
     ),
     Simulation(
         "fine-grained-moe",
