@@ -1,0 +1,6 @@
+"""Diagonal linear recurrences: RG-LRU, HGRN, LRU and S5 in real form, exponential averages, minGRU."""
+
+from kernels_pallas.diagonal_recurrence.api import diagonal_recurrence, step
+from kernels_pallas.diagonal_recurrence.sharded import sharded_diagonal_recurrence
+
+__all__ = ["diagonal_recurrence", "sharded_diagonal_recurrence", "step"]
