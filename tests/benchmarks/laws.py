@@ -1,11 +1,11 @@
 """Fitting the Chinchilla points: ours against the procedure of Hoffmann et al. and Besiroglu et al., side by side.
 
-    python -m tests.benchmarks.laws [--share 0.1] [--rounds 3]
+    python -m tests.benchmarks.laws [--share 0.05] [--rounds 5]
 
 Theirs, written anew with scipy: the sum of Huber(1e-3) of log residuals in log form, L-BFGS-B with
 finite-difference gradients from 4,500 starts; then 4,000 resamples, each by BFGS from the published constants. Ours:
-`lab.laws.fit.fit`, and every one of the same resamples solved to its optimum. With `--share`, theirs does that share of
-its starts and resamples and is scaled up, which the table says. Reads the data set `chinchilla_svg`.
+`lab.laws.fit.fit`, and every one of the same resamples solved to its optimum. The two take turns: in each round theirs
+does another `--share` of its starts or resamples and is scaled up, which the table says. Reads `chinchilla_svg`.
 """
 
 from __future__ import annotations
@@ -46,44 +46,48 @@ def theirs(theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray, log_loss: np
     return huber(1e-3, predicted - log_loss).sum()
 
 
-def their_grid(data: tuple, share: float) -> tuple[float, float, int]:
-    """Seconds for all starts (scaled up), best objective, starts made."""
-    starts = np.array(
-        [
-            (a, b, e, alpha, beta)
-            for alpha, beta, e, a, b in itertools.product(
-                np.arange(0, 2.01, 0.5), np.arange(0, 2.01, 0.5), np.arange(-1, 1.01, 0.5), *[np.arange(0, 26, 5.0)] * 2
-            )
-        ]
-    )
-    some = starts[np.random.default_rng(0).permutation(len(starts))[: max(1, round(share * len(starts)))]]
-    began = time.perf_counter()
-    best = min(minimize(theirs, start, data, method="L-BFGS-B").fun for start in some)
-    return (time.perf_counter() - began) * len(starts) / len(some), best, len(some)
+def their_starts() -> np.ndarray:
+    """The 4,500 starts [S, 5], shuffled, so that any share of them is a fair one."""
+    powers, floors, factors = np.arange(0, 2.01, 0.5), np.arange(-1, 1.01, 0.5), np.arange(0, 26, 5.0)
+    grid = itertools.product(powers, powers, floors, factors, factors)
+    starts = np.array([(a, b, e, alpha, beta) for alpha, beta, e, a, b in grid])
+    return starts[np.random.default_rng(0).permutation(len(starts))]
 
 
-def their_bootstrap(data: tuple, draws: np.ndarray, share: float) -> tuple[float, np.ndarray]:
-    """Seconds for all resamples (scaled up), and the constants of those that were made."""
-    some = draws[: max(1, round(share * len(draws)))]
-    began = time.perf_counter()
-    found = [minimize(theirs, TEX, tuple(x[index] for x in data), method="BFGS").x for index in some]
-    return (time.perf_counter() - began) * len(draws) / len(some), np.array(found)
+def side_by_side(theirs_some, ours_all, of: int, share: float, rounds: int):
+    """Rounds of some of theirs, then all of ours: prints nothing, ours compiled before.
 
+    Args:
+      theirs_some: a slice of its work -> one result each; round i does the i-th share of `of`.
 
-def timed(work, rounds: int) -> tuple[list[float], object]:
-    """Seconds of each round after a first one that compiles, and the last answer."""
-    answer, seconds = work(), []
-    for _ in range(rounds):
+    Returns:
+      (seconds of all of theirs, of ours) per round, theirs scaled up; their results [of those made]; our last answer.
+    """
+    answer, seconds, results = ours_all(), [], []
+    some = max(1, round(share * of))
+    for i in range(rounds):
+        part = slice(i * some % of, i * some % of + some)
         began = time.perf_counter()
-        answer = work()
-        seconds.append(time.perf_counter() - began)
-    return seconds, answer
+        made = theirs_some(part)
+        between = time.perf_counter()
+        answer = ours_all()
+        seconds.append(((between - began) * of / len(made), time.perf_counter() - between))
+        results += made
+    return seconds, results, answer
+
+
+def said(what: str, seconds: list[tuple[float, float]]) -> str:
+    ratios = sorted(slow / quick for slow, quick in seconds)
+    slow, quick = (statistics.median(side) for side in zip(*seconds))
+    ends = f"({min(q for _, q in seconds):.3f}-{max(q for _, q in seconds):.3f})"
+    ratio = f"{statistics.median(ratios):.0f} ({ratios[0]:.0f}-{ratios[-1]:.0f})"
+    return f"{what}: theirs {slow:.1f} s, ours {quick:.3f} s {ends}, ratio {ratio} over {len(seconds)} rounds"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--share", type=float, default=1.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--share", type=float, default=0.05, help="of theirs, in each round")
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     n, d, loss = points()
     logs = (np.log(n), np.log(d), np.log(loss))
@@ -97,20 +101,21 @@ def main() -> None:
         lab = [sys.executable, "-m", "lab", *COLD]
         subprocess.run(lab, check=True, capture_output=True, env={**os.environ, "WINDTUNNEL_ROOT": root})
         cold = time.perf_counter() - began
-    fits, ours = timed(lambda: fit(law("hoffmann"), rows), options.rounds)
-    grid, best, made = their_grid(logs, options.share)
-    print(f"objective: theirs {best:.13f} ({made} starts), ours {ours.objective_value:.13f}")
-    quick = statistics.median(fits)
-    spread = f"({min(fits):.3f}-{max(fits):.3f})"
-    print(f"optimum:   theirs {grid:7.1f} s, ours {quick:.3f} s {spread}, ratio {grid / quick:.0f}")
-    boots, resamples = timed(lambda: bootstrap(ours, counts), options.rounds)
-    slow, their_constants = their_bootstrap(logs, draws, options.share)
-    quick = statistics.median(boots)
-    spread = f"({min(boots):.2f}-{max(boots):.2f})"
-    print(f"resamples: theirs {slow:7.1f} s, ours {quick:.2f} s {spread}, ratio {slow / quick:.0f}")
-    mine = np.array([theirs(t, *(x[i] for x in logs)) for t, i in zip(_tex_order(resamples), draws)])
-    other = np.array([theirs(t, *(x[i] for x in logs)) for t, i in zip(their_constants, draws)])
-    worse = (mine[: len(other)] > other * (1 + 1e-8)).sum()
+    starts = their_starts()
+    seconds, found, ours = side_by_side(
+        lambda part: [minimize(theirs, start, logs, method="L-BFGS-B").fun for start in starts[part]],
+        lambda: fit(law("hoffmann"), rows), len(starts), options.share, options.rounds,
+    )  # fmt: skip
+    print(said("optimum", seconds))
+    print(f"objective: theirs {min(found):.13f} ({len(found)} starts), ours {ours.objective_value:.13f}")
+    seconds, found, resamples = side_by_side(
+        lambda part: [minimize(theirs, TEX, tuple(x[i] for x in logs), method="BFGS").x for i in draws[part]],
+        lambda: bootstrap(ours, counts), len(draws), options.share, options.rounds,
+    )  # fmt: skip
+    print(said("4,000 resamples", seconds))
+    mine = np.array([theirs(t, *(x[i] for x in logs)) for t, i in zip(_tex_order(resamples), draws[: len(found)])])
+    other = np.array([theirs(t, *(x[i] for x in logs)) for t, i in zip(found, draws)])
+    worse = (mine > other * (1 + 1e-8)).sum()
     print(f"resamples where ours is above theirs: {worse} of {len(other)}; converged {resamples.converged:.4f}")
     print(f"cold start of lab {' '.join(COLD)}: {cold:.1f} s")
 
