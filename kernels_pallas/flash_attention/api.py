@@ -98,7 +98,7 @@ def flash_attention(
     if 0 in (*query.shape, *key.shape):
         out, lse = _nothing(query, sinks)
     else:
-        out, lse = _attention(setting, *prepared)
+        out, lse = attention(setting, *prepared)
     return (out, lse) if return_lse else out
 
 
@@ -239,11 +239,19 @@ def _by_batch(function, *arguments):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(setting: Setting, query, key, value, bias, sinks, query_segments, key_segments):
+def attention(setting: Setting, query, key, value, bias, sinks, query_segments, key_segments):
+    """Results and log-sum-exp of checked arguments, differentiable."""
     return _forward(setting, query, key, value, bias, sinks, query_segments, key_segments)[0]
 
 
-def _forward(setting: Setting, *arrays):
+def _has_kernel(arrays) -> bool:
+    """Kernels compute in float32."""
+    return all(x is None or x.dtype != jnp.float64 for x in arrays)
+
+
+def forward(setting: Setting, *arrays):
+    """Results, log-sum-exp and what the plain form keeps for `backward`, by the form of the platform."""
+
     def call(*arrays):
         plain = functools.partial(cpu.forward, **setting.of_scores)
         kept = jax.eval_shape(plain, *arrays)[2]
@@ -253,30 +261,48 @@ def _forward(setting: Setting, *arrays):
             spared = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
             return *tpu.forward(*arrays, block_sizes=dict(setting.blocks), **setting.of_scores), spared
 
+        kernel = kernel if _has_kernel(arrays) else None
         return dispatch.by_platform(*arrays, tpu=kernel, gpu=None, cpu=plain, what="flash_attention")
 
-    out, lse, kept = _by_batch(call, *arrays)
+    return _by_batch(call, *arrays)
+
+
+def backward(setting: Setting, arrays, lse, delta, kept, g):
+    """Gradients of query, key, value and bias (or None); `lse` and `delta` as of `statistics`."""
+
+    def call(arrays, lse, delta, kept, g):
+        plain = functools.partial(cpu.backward, **setting.of_scores)
+        kernel = functools.partial(tpu_backward.backward, block_sizes=dict(setting.blocks), **setting.of_scores)
+        kernel = kernel if _has_kernel(arrays) else None
+        saved = (*arrays, lse, delta, kept, g)
+        return dispatch.by_platform(*saved, tpu=kernel, gpu=None, cpu=plain, what="flash_attention_backward")
+
+    return _by_batch(call, arrays, lse, delta, kept, g)
+
+
+def statistics(sinks, out, lse, g, g_lse):
+    """What the gradient needs of each query, [B, T, N], and the gradient of the sinks.
+
+    Returns:
+      The log-sum-exp, zeros where a query saw nothing; delta, the sum of g times results less the log-sum-exp's
+      cotangent; and the gradient of the sinks, [1, N] or None.
+    """
+    lse = jnp.where(jnp.isneginf(lse), 0, lse)
+    delta = jnp.sum(out.astype(lse.dtype) * g.astype(lse.dtype), -1) - g_lse
+    if sinks is None:
+        return lse, delta, None
+    return lse, delta, -jnp.sum(jnp.exp(sinks[:, None] - lse) * delta, (0, 1))[None].astype(sinks.dtype)
+
+
+def _forward(setting: Setting, *arrays):
+    out, lse, kept = forward(setting, *arrays)
     return (out, lse), (arrays, out, lse, kept)
 
 
 def _backward(setting: Setting, saved, cotangents):
     arrays, out, lse, kept = saved
-    g, g_lse = cotangents
-    lse = jnp.where(jnp.isneginf(lse), 0, lse)
-    delta = jnp.sum(out.astype(lse.dtype) * g.astype(lse.dtype), -1) - g_lse
-
-    def call(arrays, lse, delta, kept, g):
-        plain = functools.partial(cpu.backward, **setting.of_scores)
-        kernel = functools.partial(tpu_backward.backward, block_sizes=dict(setting.blocks), **setting.of_scores)
-        saved = (*arrays, lse, delta, kept, g)
-        return dispatch.by_platform(*saved, tpu=kernel, gpu=None, cpu=plain, what="flash_attention_backward")
-
-    sinks = arrays[4]
-    dsinks = None
-    if sinks is not None:
-        dsinks = -jnp.sum(jnp.exp(sinks[:, None] - lse) * delta, (0, 1))[None].astype(sinks.dtype)
-    dquery, dkey, dvalue, dbias = _by_batch(call, arrays, lse, delta, kept, g)
-    return dquery, dkey, dvalue, dbias, dsinks, None, None
+    lse, delta, dsinks = statistics(arrays[4], out, lse, *cotangents)
+    return *backward(setting, arrays, lse, delta, kept, cotangents[0]), dsinks, None, None
 
 
-_attention.defvjp(_forward, _backward)
+attention.defvjp(_forward, _backward)

@@ -99,7 +99,7 @@ def _queries_kernel(q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref, *refs, plan
             rows = slice(g * plan.queries, (g + 1) * plan.queries)
             log_ref[rows] = tiles.column(lse_ref[0, 0, g : g + 1])
             mean_ref[rows] = tiles.column(delta_ref[0, 0, g : g + 1])
-        sum_ref[...] = jnp.zeros(sum_ref.shape)
+        sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
         if ids:
             rest[0][...] = tiles.column(ids[0][0])
 
@@ -157,7 +157,8 @@ def _keys_kernel(q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref, *refs, plan: P
 
     @pl.when(first & work)
     def _():
-        dk_sum[...], dv_sum[...] = jnp.zeros(dk_sum.shape), jnp.zeros(dv_sum.shape)
+        dk_sum[...] = jnp.zeros(dk_sum.shape, jnp.float32)
+        dv_sum[...] = jnp.zeros(dv_sum.shape, jnp.float32)
         if ids:
             rest[0][...] = tiles.column(ids[1][0])
 
@@ -247,7 +248,7 @@ def _bias_kernel(q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref, *refs, plan: P
 
     @pl.when(pl.program_id(4) == 0)
     def _():
-        sum_ref[...] = jnp.zeros(sum_ref.shape)
+        sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
 
     def tile(g: int, row: int, rows: int, at_key: int, keys: int, masked: bool):
         here, there = slice(row, row + rows), slice(at_key, at_key + keys)
