@@ -151,8 +151,9 @@ def _sensitivity(runs: Any) -> Any:
     stated = kept(runs, THRESHOLD)
     choices["each cell's best run"] = runs.loc[runs.groupby("cell")["excess"].idxmin()]
     choices[CELLS_ALIKE] = stated
-    for n in sorted(stated["N"].unique()):
-        choices[f"without N = {n:.3g}"] = stated[stated["N"] != n]
+    for name in ("N", "D"):
+        for value in sorted(stated[name].unique()):
+            choices[f"without {name} = {value:.3g}"] = stated[stated[name] != value]
     found = []
     for name, rows in choices.items():
         counts = np.ones(len(rows))

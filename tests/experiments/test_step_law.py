@@ -108,7 +108,12 @@ def test_released_runs_give_other_exponents_at_little_cost(analysis):
     assert table.ours["lr: D"] == pytest.approx(0.197, abs=5e-4)
     assert table.ours["lr: N"] == pytest.approx(-0.766, abs=5e-4)
     assert (table.reason != "").all()
-    batch = analysis.tables["sensitivity"].set_index("choice")["B: D"]
+    choices = analysis.tables["sensitivity"].set_index("choice")
+    batch, cells = choices["B: D"], analysis.tables["kept"]
+    for name in ("N", "D"):
+        without = choices[choices.index.str.startswith(f"without {name} = ")]
+        assert without.index.is_unique and len(without) == cells[name].nunique()
+        assert (len(cells) - without["rows"]).sum() == len(cells)
     assert batch["within 0.1 % of the best"] > 0.6 > 0.52 > batch["within 1 % of the best"]
     regret = analysis.tables["regret"]
     assert len(regret) == 17 and 0 < regret["published"].mean() < 0.25
