@@ -55,18 +55,22 @@ def delta_rule(
     Raises:
       ValueError: shapes, dtypes or block sizes that do not fit; outside of `jit` also beta or g out of range.
     """
-    gate = _check(q, k, v, beta, g, segment_ids)
-    batch, length, heads, keys = q.shape
-    state_shape, state_dtype = (batch, heads, keys, v.shape[-1]), jnp.promote_types(q.dtype, jnp.float32)
-    initial_state = _state(initial_state, state_shape, state_dtype)
-    scale = keys**-0.5 if scale is None else float(scale)
+    check(q, k, v, beta, g, segment_ids)
     starts = None if segment_ids is None else resets(segment_ids)
-    if length == 0:
-        o, final = jnp.zeros(v.shape, v.dtype), initial_state
-    else:
-        sizes = _block_sizes(q.dtype, keys, heads, block_sizes)
-        o, final = _delta_rule((scale, gate, *sizes), q, k, v, beta, g, starts, initial_state)
+    o, final = in_chunks(q, k, v, beta, g, starts, initial_state, scale=scale, block_sizes=block_sizes)
     return (o, final) if output_final_state else o
+
+
+def in_chunks(q, k, v, beta, g, starts, initial_state, *, scale, block_sizes):
+    """`delta_rule` of operands that `check` has seen; `starts` [B, T] bool: where the state is cleared, or None."""
+    batch, length, heads, keys = q.shape
+    state_dtype = jnp.promote_types(q.dtype, jnp.float32)
+    initial_state = _state(initial_state, (batch, heads, keys, v.shape[-1]), state_dtype)
+    scale = keys**-0.5 if scale is None else float(scale)
+    sizes = _block_sizes(q.dtype, keys, block_sizes)
+    if length == 0:
+        return jnp.zeros(v.shape, v.dtype), initial_state
+    return _delta_rule((scale, *sizes), q, k, v, beta, g, starts, initial_state)
 
 
 def step(
@@ -80,7 +84,7 @@ def step(
     scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """One token: arguments as `delta_rule`'s without T, `state` [B, N, K, V] float32. Returns (o [B, N, V], state)."""
-    _check(*(None if x is None else x[:, None] for x in (q, k, v, beta, g)), None)
+    check(*(None if x is None else x[:, None] for x in (q, k, v, beta, g)), None)
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     state = _state(state, (q.shape[0], *k.shape[1:], v.shape[-1]), dtype)
     inputs = [None if x is None else x.astype(dtype) for x in (q, k, v, beta, g)]
@@ -97,7 +101,7 @@ def _delta_rule(static, *operands):
 
 def _run(what, function_tpu, function_cpu, operands, names, static):
     """`folded` and by platform; operands that are None stay out of the call."""
-    scale, gate, chunk, heads = static
+    scale, chunk, heads = static
     given = [name for name, x in zip(names, operands) if x is not None]
 
     def form(function, **sizes):
@@ -131,60 +135,61 @@ def _backward(static, kept, cotangents):
 _delta_rule.defvjp(_keep, _backward)
 
 
-def _fail(argument, found, expected):
+def fail(argument, found, expected):
     raise ValueError(f"delta_rule: {argument}: found {found}, expected {expected}")
 
 
-def _check(q, k, v, beta, g, segment_ids) -> str:
-    """The kind of decay: "none", "head" or "channel"."""
+def check(q, k, v, beta, g, segment_ids) -> None:
+    """Raises what `delta_rule` raises of these."""
     if q.ndim != 4:
-        _fail("q", f"shape {q.shape}", "[B, T, N, K]")
+        fail("q", f"shape {q.shape}", "[B, T, N, K]")
     batch, length, heads, keys = q.shape
     if k.shape != q.shape:
-        _fail("k", f"shape {k.shape}", f"that of q, {q.shape}")
+        fail("k", f"shape {k.shape}", f"that of q, {q.shape}")
     if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
-        _fail("v", f"shape {v.shape}", f"[B, T, N, V] with B, T, N = {q.shape[:3]}")
+        fail("v", f"shape {v.shape}", f"[B, T, N, V] with B, T, N = {q.shape[:3]}")
     if str(q.dtype) not in DTYPES:
-        _fail("q", f"dtype {q.dtype}", " or ".join(DTYPES))
+        fail("q", f"dtype {q.dtype}", " or ".join(DTYPES))
     for name, x in (("k", k), ("v", v)):
         if x.dtype != q.dtype:
-            _fail(name, f"dtype {x.dtype}", f"that of q, {q.dtype}")
+            fail(name, f"dtype {x.dtype}", f"that of q, {q.dtype}")
     if min(heads, keys, v.shape[-1]) == 0:
-        _fail("q, v", f"shapes {q.shape}, {v.shape}", "at least one head, one key and one value channel")
+        fail("q, v", f"shapes {q.shape}, {v.shape}", "at least one head, one key and one value channel")
     if beta.shape != q.shape[:3]:
-        _fail("beta", f"shape {beta.shape}", f"[B, T, N] = {q.shape[:3]}")
+        fail("beta", f"shape {beta.shape}", f"[B, T, N] = {q.shape[:3]}")
     if g is not None and g.shape not in (q.shape[:3], q.shape):
-        _fail("g", f"shape {g.shape}", f"[B, T, N] = {q.shape[:3]} or [B, T, N, K] = {q.shape}")
+        fail("g", f"shape {g.shape}", f"[B, T, N] = {q.shape[:3]} or [B, T, N, K] = {q.shape}")
     for name, x in (("beta", beta), ("g", g)):
         if x is not None and str(x.dtype) not in DTYPES:
-            _fail(name, f"dtype {x.dtype}", " or ".join(DTYPES))
+            fail(name, f"dtype {x.dtype}", " or ".join(DTYPES))
     if segment_ids is not None:
         if segment_ids.shape != (batch, length):
-            _fail("segment_ids", f"shape {segment_ids.shape}", f"[B, T] = {(batch, length)}")
+            fail("segment_ids", f"shape {segment_ids.shape}", f"[B, T] = {(batch, length)}")
         if not jnp.issubdtype(segment_ids.dtype, jnp.integer):
-            _fail("segment_ids", f"dtype {segment_ids.dtype}", "integers")
+            fail("segment_ids", f"dtype {segment_ids.dtype}", "integers")
     if length and not isinstance(beta, jax.core.Tracer) and not bool(jnp.all((beta >= 0) & (beta <= 2))):
-        _fail("beta", f"values from {float(beta.min())} to {float(beta.max())}", "0 to 2")
+        fail("beta", f"values from {float(beta.min())} to {float(beta.max())}", "0 to 2")
     if length and g is not None and not isinstance(g, jax.core.Tracer) and not bool(jnp.all(g <= 0)):
-        _fail("g", f"a largest value of {float(g.max())}", "logarithms of decays, at most 0")
-    return "none" if g is None else "head" if g.ndim == 3 else "channel"
+        fail("g", f"a largest value of {float(g.max())}", "logarithms of decays, at most 0")
 
 
 def _state(state, shape, dtype):
     if state is None:
         return jnp.zeros(shape, dtype)
     if state.shape != shape or state.dtype != dtype:
-        _fail("initial_state", f"{state.dtype}{list(state.shape)}", f"{dtype}{list(shape)} ([B, N, K, V])")
+        fail("initial_state", f"{state.dtype}{list(state.shape)}", f"{dtype}{list(shape)} ([B, N, K, V])")
     return state
 
 
-def _block_sizes(dtype, width, heads, overrides) -> tuple[int, int]:
+def _block_sizes(dtype, width, overrides) -> tuple[int, int]:
     """(chunk, heads a program)."""
     sizes = blocks.pick("delta_rule", "forward", dtype, width, default={"chunk": 128, "heads": 8})
     unknown = sorted(set(overrides or {}) - set(sizes))
     if unknown:
-        _fail("block_sizes", f"{unknown[0]!r}", "chunk or heads")
+        fail("block_sizes", f"{unknown[0]!r}", "chunk or heads")
     sizes |= overrides or {}
     if sizes["chunk"] not in CHUNKS:
-        _fail("block_sizes", f"chunk {sizes['chunk']}", f"one of {CHUNKS}")
+        fail("block_sizes", f"chunk {sizes['chunk']}", f"one of {CHUNKS}")
+    if sizes["heads"] < 1:
+        fail("block_sizes", f"heads {sizes['heads']}", "at least 1")
     return sizes["chunk"], sizes["heads"]

@@ -9,7 +9,16 @@ from jax.experimental import pallas as pl
 from kernels_pallas.delta_rule import tpu_chunk
 from kernels_pallas.delta_rule.tpu_backward import backward_kernel
 from kernels_pallas.delta_rule.tpu_chunk import CHUNK, F32, TN, dot
-from kernels_pallas.delta_rule.tpu_program import OPTIONAL, Layout, by_head, decay_of_state, decayed, load, prepare
+from kernels_pallas.delta_rule.tpu_program import (
+    OPTIONAL,
+    Layout,
+    decay_of_state,
+    decayed,
+    heads_first,
+    load,
+    prepare,
+    scaled,
+)
 
 
 def forward_kernel(*refs, names, scale, heads, narrow, length):
@@ -23,17 +32,16 @@ def forward_kernel(*refs, names, scale, heads, narrow, length):
 
     refs["states"][0, :, 0] = state_ref[...].astype(refs["states"].dtype)
     rows, columns = prepare(refs, scale=scale, heads=heads, narrow=narrow, rows_left=rows_left)
-    a_ref, p_ref, x_ref, e_ref = (refs[x] for x in "apxe")
     for h in range(heads):
-        q, k, v = (load(refs[x], h, rows_left) for x in "qkv")
-        qd, kd, kr = decayed(q, k, e_ref, columns, h)
+        qd, kd, kr = decayed(refs, h, rows_left)
         state = state_ref[h]
         read = dot(jnp.concatenate([kd, qd], 0), state, narrow)
-        r = columns["beta"][:, h : h + 1] * (v - read[:CHUNK])
-        u = tpu_chunk.solve(a_ref[h], x_ref[h], r, narrow)
-        o = scale * read[CHUNK:] + dot(p_ref[h], u, narrow)
+        error = load(refs["v"], h, rows_left, F32) - scaled(read[:CHUNK], columns, "start", h)
+        w = tpu_chunk.solve(refs["a"], refs["x"], h, error, narrow)
+        o = scaled(scale * read[CHUNK:], columns, "start", h) + dot(refs["p"][h], w, narrow)
         refs["o"][0, h] = o.astype(refs["o"].dtype)
-        state_ref[h] = decay_of_state(rows, e_ref, h) * state + dot(kr, u, narrow, TN)
+        decay = decay_of_state(rows, refs["e"], h)
+        state_ref[h] = decay * state + dot(kr, scaled(w, columns, "write", h), narrow, TN)
 
     @pl.when(chunk == pl.num_programs(2) - 1)
     def _():
@@ -42,7 +50,7 @@ def forward_kernel(*refs, names, scale, heads, narrow, length):
 
 def forward(q, k, v, beta, g, resets, initial_state, *, scale, heads, interpret=False):
     """As `cpu.forward`."""
-    at = Layout(q, v, heads, reverse=False)
+    at = Layout(q, v, g, heads, backward=False)
     operands = at.operands(q, k, v, beta, g, resets) | {"initial_state": (initial_state, at.state())}
     length, count = max(at.length, CHUNK), q.shape[2]
     shape = jax.ShapeDtypeStruct
@@ -51,25 +59,24 @@ def forward(q, k, v, beta, g, resets, initial_state, *, scale, heads, interpret=
         "final": (shape(initial_state.shape, F32), at.state()),
         "states": (shape((at.batch, count, at.chunks, at.keys, at.values), q.dtype), at.states()),
     }
-    scratch = at.scratch(g is not None and g.ndim == 4)
-    cost = pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=0)
+    by_head, by_channel = (g is not None and g.ndim == axes for axes in (3, 4))
+    scratch = at.scratch(by_channel, backward=False)
+    cost = at.cost(operands, results, by_head=by_head, by_channel=by_channel, backward=False)
     made = at.call(forward_kernel, "delta_rule_forward", operands, results, scratch, scale, cost, interpret)
     return jnp.swapaxes(made["o"][:, :, : at.length], 1, 2), made["final"], made["states"]
 
 
 def backward(q, k, v, beta, g, resets, states, do, dfinal, *, scale, heads, interpret=False):
     """As `cpu.backward`."""
-    at = Layout(q, v, heads, reverse=True)
-    by_channel = g is not None and g.ndim == 4
+    at = Layout(q, v, g, heads, backward=True)
+    by_head, by_channel = (g is not None and g.ndim == axes for axes in (3, 4))
     inputs = at.operands(q, k, v, beta, g, resets)
-    operands = inputs | {"states": (states, at.states()), "do": (by_head(do), at.wide(at.values))}
+    operands = inputs | {"states": (states, at.states()), "do": (heads_first(do), at.wide(at.values))}
     operands["dfinal"] = dfinal, at.state()
     results = {f"d{n}": (jax.ShapeDtypeStruct(x.shape, x.dtype), s) for n, (x, s) in inputs.items() if n != "count"}
     results["dinitial"] = jax.ShapeDtypeStruct(dfinal.shape, F32), at.state()
-    scratch = at.scratch(by_channel)
-    if not by_channel:
-        scratch["d"] = scratch["a"]
-    cost = pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=0)
+    scratch = at.scratch(by_channel, backward=True)
+    cost = at.cost(operands, results, by_head=by_head, by_channel=by_channel, backward=True)
     made = at.call(backward_kernel, "delta_rule_backward", operands, results, scratch, scale, cost, interpret)
 
     def back(name, like):

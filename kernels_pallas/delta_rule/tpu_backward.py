@@ -10,8 +10,8 @@ from jax.experimental import pallas as pl
 
 from kernels_pallas.delta_rule import tpu_chunk
 from kernels_pallas.delta_rule.cpu import LEAST_GATE
-from kernels_pallas.delta_rule.tpu_chunk import CHUNK, F32, NT, TN, causal, connected, dot, dot_of_parts, iota
-from kernels_pallas.delta_rule.tpu_program import OPTIONAL, decay_of_state, decayed, load, prepare
+from kernels_pallas.delta_rule.tpu_chunk import CHUNK, F32, NT, TN, causal, dot, iota, parts
+from kernels_pallas.delta_rule.tpu_program import OPTIONAL, decay_of_state, decayed, load, prepare, scaled
 
 
 def backward_kernel(*refs, names, scale, heads, narrow, length):
@@ -24,74 +24,74 @@ def backward_kernel(*refs, names, scale, heads, narrow, length):
         dstate_ref[...] = refs["dfinal"][0]
 
     rows, columns = prepare(refs, scale=scale, heads=heads, narrow=narrow, rows_left=rows_left)
-    mask, sums = connected(rows, columns), jnp.zeros((CHUNK, 128), F32)
+    sums, by_column, by_later = jnp.zeros((CHUNK, 128), F32), [], []
     for h in range(heads):
-        sums = one_head(h, refs, rows, columns, mask, sums, rows_left, scale=scale, heads=heads, narrow=narrow)
+        of_write, late, column, later = one_head(h, refs, rows, columns, rows_left, scale=scale, narrow=narrow)
+        by_column.append(column)
+        by_later.append(later)
+        sums = with_column(with_column(sums, h, of_write), heads + h, late)
     sums = sums.T
-    refs["dbeta"][0, 0] = sums[:heads]
+    of_writes, late = sums[:heads], sums[heads : 2 * heads]
+    refs["dbeta"][0, 0] = (jnp.concatenate(by_column, 0) + of_writes) / rows["beta"]
     if refs["g"] is not None and refs["e"] is None:
-        since, before = sums[heads : 2 * heads], sums[2 * heads : 3 * heads]
-        dg = dot(since, jnp.where(causal(), 1.0, 0.0), False)
-        dg = dg + dot(before, jnp.where(causal(strict=True), 1.0, 0.0), False, NT)
-        refs["dg"][0, 0] = dg
+        dg = dot(late - jnp.concatenate(by_later, 0), jnp.where(causal(), 1.0, 0.0), False)
+        refs["dg"][0, 0] = dg + dot(of_writes, jnp.where(causal(strict=True), 1.0, 0.0), False, NT)
 
     @pl.when(step == chunks - 1)
     def _():
         refs["dinitial"][0] = dstate_ref[...]
 
 
-def one_head(h, refs, rows, columns, mask, sums, rows_left, *, scale, heads, narrow):
-    """Writes the head's gradients; returns `sums` [C, 128] with its columns of dbeta and, with gates per head, of
+def one_head(h, refs, rows, columns, rows_left, *, scale, narrow):
+    """Writes the head's gradients of q, k, v and gates per channel.
 
-    what later and what earlier steps add to dg.
+    Returns [C, 1] of the writes at the chunk's end, times their gradient; with gates per head [C, 1] of all that
+    decays up to each step; and [1, C] of the pairs in which each step is the earlier one, with and without itself.
     """
-    a_ref, x_ref, e_ref = (refs[x] for x in "axe")
-    q, k, v, do = (load(refs[x], h, rows_left) for x in ("q", "k", "v", "do"))
-    beta = columns["beta"][:, h : h + 1]
-    qd, kd, kr = decayed(q, k, e_ref, columns, h)
+    e_ref = refs["e"]
+    qd, kd, kr = decayed(refs, h, rows_left)
     state, dstate = refs["states"][0, h, 0].astype(F32), refs["state"][h]
-    error = v - dot(kd, state, narrow)
-    u = tpu_chunk.solve(a_ref[h], x_ref[h], beta * error, narrow)
-    du = dot(refs["p"][h], do, narrow, TN) + dot(kr, dstate, narrow)
-    dr = tpu_chunk.solve_transposed(a_ref[h], x_ref[h], du, narrow)
-    dv = beta * dr
-    refs["dv"][0, h] = dv.astype(refs["dv"].dtype)
-    pairs = dot(jnp.concatenate([scale * do, -dr], 0), u, narrow, NT)
-    dp = jnp.where(mask, pairs[:CHUNK], 0.0)
-    da = jnp.where(mask & causal(strict=True), pairs[CHUNK:], 0.0)
-    from_state = dot(jnp.concatenate([scale * do, -dv], 0), state, narrow, NT)
-    dqd, dkd, dkr = from_state[:CHUNK], from_state[CHUNK:], dot(u, dstate, narrow, NT)
+    error = load(refs["v"], h, rows_left, F32) - scaled(dot(kd, state, narrow), columns, "start", h)
+    w = tpu_chunk.solve(refs["a"], refs["x"], h, error, narrow)
+    do = load(refs["do"], h, rows_left, F32)
+    written = dot(kr, dstate, narrow)
+    of_write = scaled(jnp.sum(written * w, 1, keepdims=True), columns, "write", h)
+    dw = dot(refs["p"][h], do, narrow, TN) + scaled(written, columns, "write", h)
+    de = tpu_chunk.solve_transposed(refs["a"], refs["x"], h, dw, narrow)
+    refs["dv"][0, h] = de.astype(refs["dv"].dtype)
+    pairs = dot(jnp.concatenate([do, -de], 0), w, narrow, NT)
+    dp, da = pairs[:CHUNK], pairs[CHUNK:]
+    of_pairs = dp * refs["p"][h].astype(F32) + jnp.where(causal(strict=True), da * refs["a"][0, h].astype(F32), 0.0)
+    before = jnp.where(causal(strict=True), of_pairs, 0.0)
+    dread = jnp.concatenate([scaled(x, columns, "start", h) for x in (scale * do, -de)], 0)
+    from_state = dot(dread, state, narrow, NT)
+    dkr = dot(scaled(w, columns, "write", h), dstate, narrow, NT)
     decay, of_decay = decay_of_state(rows, e_ref, h), state * dstate
-    ends = jnp.concatenate([scale * qd, -kd], 0), jnp.concatenate([do, dv], 0)
-    refs["state"][h] = decay * dstate + dot(*ends, narrow, TN)
-    of_pairs = da * a_ref[h]
-    dbeta = jnp.sum(dr * error, 1, keepdims=True) + jnp.sum(of_pairs, 1, keepdims=True) / beta
-    sums = with_column(sums, h, dbeta)
-    da = beta * da
-    start, end = columns["from_start"][:, h : h + 1], columns["to_end"][:, h : h + 1]
+    refs["state"][h] = decay * dstate + dot(jnp.concatenate([qd, kd], 0), dread, narrow, TN)
+    dqd, dkd, late = from_state[:CHUNK], from_state[CHUNK:], jnp.zeros((CHUNK, 1), F32)
+    d = refs["d"][h]
+    dp, da = scale * dp * d, jnp.where(causal(strict=True), da * d, 0.0)
     if e_ref is None:
-        of_pairs = of_pairs + jnp.where(causal(strict=True), dp * refs["p"][h].astype(F32) / scale, 0.0)
-        both = jnp.concatenate([dp * refs["d"][h], da * refs["d"][h]], 0)
-        towards = dot(both, k, narrow)
-        dq = dqd * start + towards[:CHUNK]
-        dk = dkd * start + dkr * end + towards[CHUNK:] + dot(both, jnp.concatenate([q, k], 0), narrow, TN)
+        both = jnp.concatenate([dp, da], 0)
+        towards = dot(both, kd, narrow)
+        dq, dk = dqd + towards[:CHUNK], dkd + dkr + towards[CHUNK:]
+        dk = dk + dot(both, jnp.concatenate([qd, kd], 0), narrow, TN)
         if refs["g"] is not None:
-            late = jnp.sum(dqd * qd + dkd * kd, 1, keepdims=True) + jnp.sum(of_pairs, 1, keepdims=True)
-            late = late - jnp.sum(of_pairs.T, 1, keepdims=True)
-            last = jnp.where(iota((CHUNK, 1), 0) == CHUNK - 1, jnp.sum(of_decay * decay, keepdims=True), 0.0)
-            sums = with_column(sums, heads + h, late + last)
-            sums = with_column(sums, 2 * heads + h, jnp.sum(dkr * kr, 1, keepdims=True))
+            late = jnp.sum(dqd * qd + dkd * kd, 1, keepdims=True) + jnp.sum(before, 1, keepdims=True)
+            last = iota((CHUNK, 1), 0) == CHUNK - 1
+            late = late + jnp.where(last, jnp.sum(of_decay * decay, keepdims=True), 0.0)
     else:
-        g = jnp.maximum(load(refs["g"], h, rows_left), LEAST_GATE)
-        dq, dk, late = of_levels(q, k, g, dp, da, narrow)
-        late = late + dqd * qd + dkd * kd
+        q, k = (load(refs[x], h, rows_left, F32) for x in "qk")
+        g = jnp.maximum(load(refs["g"], h, rows_left, F32), LEAST_GATE)
+        own = jnp.sum(do * w, 1, keepdims=True) * scale * columns["beta", h]
+        dq, dk, since = of_levels(q, k, g, dp, da, narrow)
+        since = since + dqd * qd + dkd * kd
         whole = jnp.sum(of_decay * decay, 1, keepdims=True)
-        dg = sums_around(late, dkr * kr, narrow) + jnp.broadcast_to(whole, (len(whole), CHUNK)).T
+        dg = sums_around(since, dkr * kr, narrow) + jnp.broadcast_to(whole, (len(whole), CHUNK)).T
         refs["dg"][0, h] = dg.astype(refs["dg"].dtype)
-        start, end, own = start * e_ref[h, 0], end * e_ref[h, 1], jnp.sum(scale * do * u, 1, keepdims=True)
-        dq, dk = dq + dqd * start + own * k, dk + dkd * start + dkr * end + own * q
+        dq, dk = dq + dqd * e_ref[h, 0] + own * k, dk + dkd * e_ref[h, 0] + dkr * e_ref[h, 1] + own * q
     refs["dq"][0, h], refs["dk"][0, h] = dq.astype(refs["dq"].dtype), dk.astype(refs["dk"].dtype)
-    return sums
+    return of_write, late, jnp.sum(of_pairs, 0, keepdims=True), jnp.sum(before, 0, keepdims=True)
 
 
 def with_column(columns, at, column):
@@ -102,7 +102,7 @@ def sums_around(since, before, narrow):
     """[C, K]: for each step t the sum of `since` from t on and of `before` up to t, without it."""
     ones = jnp.where(causal(), 0.0, 1.0) + jnp.where(causal() & ~causal(strict=True), 1.0, 0.0)
     ones = jnp.concatenate([ones, jnp.where(causal(strict=True), 1.0, 0.0)], 1)
-    return dot_of_parts(ones, jnp.concatenate([since, before], 0), narrow)
+    return sum(dot(ones, part, narrow) for part in parts(jnp.concatenate([since, before], 0), narrow))
 
 
 def of_levels(q, k, g, dqk, dkk, narrow):

@@ -1,5 +1,8 @@
 """Inside the TPU kernels: what one head's chunk of 128 steps does, from values in registers and VMEM.
 
+The unknown is w = u / beta of `cpu`: (I + A) w = v - Kd S with A_ij = E_ij k_i.k_j beta_j, so that beta scales columns
+(lanes) only.
+
 `narrow` (bfloat16 inputs): products take operands rounded to bfloat16, those of the inverse operands of two bfloat16
 parts each. Else every product takes float32 at the highest precision.
 """
@@ -8,6 +11,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+
+from kernels_pallas.delta_rule.cpu import LEAST_GATE
 
 CHUNK = 128
 BASE = 16  # rows of the diagonal blocks that are inverted by substitution
@@ -26,12 +31,19 @@ def dot(a, b, narrow, axes=NN):
     return jax.lax.dot_general(a, b, (axes, ((), ())), precision=precision, preferred_element_type=F32)
 
 
-def dot_of_parts(a, b, narrow):
-    """Error about 2^-16 where `narrow`: Neumann-like errors of the inverse grow from 2^-8 to percents."""
+def parts(x, narrow):
+    """x as a sum of what `dot_of_parts` multiplies: two bfloat16 parts where `narrow`."""
     if not narrow:
-        return dot(a, b, False)
-    (a, a_rest), (b, b_rest) = ((x.astype(BF16), x - x.astype(BF16).astype(F32)) for x in (a, b))
-    return dot(a, b, True) + (dot(a, b_rest, True) + dot(a_rest, b, True))
+        return (x,)
+    first = x.astype(BF16)
+    return first, (x - first.astype(F32)).astype(BF16)
+
+
+def dot_of_parts(a, b):
+    """Error about 2^-16 of two bfloat16 parts: in the inverse, roundings of 2^-9 would grow to percents."""
+    if len(a) == 1:
+        return dot(a[0], b[0], False)
+    return dot(a[0], b[0], True) + (dot(a[0], b[1], True) + dot(a[1], b[0], True))
 
 
 def causal(shape=(CHUNK, CHUNK), strict=False):
@@ -44,12 +56,13 @@ def running_sums(rows):
 
 
 def invert_base(a):
-    """The inverses of I + a's diagonal blocks of 16 rows, a strictly lower triangular [C, C]; side by side, [16, C]."""
+    """The inverses of the diagonal blocks of 16 rows of I + the strict lower triangle of a [C, C]; side by side."""
     lane = iota((8, CHUNK), 1)
     halves = [
         sum(jnp.where(lane // BASE == b, a[b * BASE + at : b * BASE + at + 8], 0.0) for b in range(CHUNK // BASE))
         for at in (0, 8)
     ]
+    halves = [jnp.where(iota((8, CHUNK), 0) + at > lane % BASE, half, 0.0) for at, half in zip((0, 8), halves)]
     x = [jnp.where(iota((8, CHUNK), 0) + at == lane % BASE, 1.0, 0.0) for at in (0, 8)]
     for j in range(BASE - 1):
         row = x[j // 8][j % 8 : j % 8 + 1]
@@ -65,48 +78,61 @@ def spread_base(x):
     return jnp.concatenate([jnp.where(lane // BASE == b, x, 0.0) for b in range(CHUNK // BASE)], 0)
 
 
-def double_blocks(x_ref, a_ref, head, size, narrow):
-    """x_ref[head]: from the inverses of blocks of `size` rows to those of twice as many.
+def write_parts(ref, head, x, narrow, at=0):
+    for i, part in enumerate(parts(x, narrow)):
+        ref[i, head, at : at + len(x)] = part
+
+
+def read_parts(ref, head, slices=(slice(None),)):
+    return tuple(jnp.concatenate([ref[i, head, rows] for rows in slices], 0) for i in range(ref.shape[0]))
+
+
+def double_blocks(a_ref, x_ref, y_ref, head, size, narrow):
+    """x_ref: from the inverses of blocks of `size` rows to those of twice as many; y_ref is for what lies between.
 
     X21 = -X22 A21 X11 of each pair: exact, where sums of powers of A explode (the ladder).
     """
-    second = range(size, CHUNK, 2 * size)
+    second = [slice(at, at + size) for at in range(size, CHUNK, 2 * size)]
     lane = iota((size, CHUNK), 1)
-    mine = jnp.concatenate([x_ref[head, at : at + size] for at in second], 0)
-    lower = [jnp.where(lane // size == at // size - 1, a_ref[head, at : at + size], 0.0) for at in second]
-    below = dot_of_parts(jnp.concatenate(lower, 0), x_ref[head], narrow)
-    zero = jnp.zeros((size, CHUNK), F32)
-    wide = [part for i in range(len(second)) for part in (zero, below[i * size : (i + 1) * size])]
-    mine = mine - dot_of_parts(mine, jnp.concatenate(wide, 0), narrow)
-    for i, at in enumerate(second):
-        x_ref[head, at : at + size] = mine[i * size : (i + 1) * size]
+    below, zero = dot_of_parts(read_parts(a_ref, head, second), read_parts(x_ref, head)), jnp.zeros((size, CHUNK), F32)
+    for i, rows in enumerate(second):
+        mine = jnp.where(lane // size == rows.start // size - 1, below[i * size : (i + 1) * size], 0.0)
+        write_parts(y_ref, head, jnp.concatenate([zero, mine], 0), narrow, rows.start - size)
+    mine = read_parts(x_ref, head, second)
+    new = sum(part.astype(F32) for part in mine) - dot_of_parts(mine, read_parts(y_ref, head))
+    for i, rows in enumerate(second):
+        write_parts(x_ref, head, new[i * size : (i + 1) * size], narrow, rows.start)
 
 
-def invert(a_ref, x_ref, heads, narrow):
-    """x_ref[h] = the inverses of the two diagonal blocks of 64 rows of I + a_ref[h]; heads side by side."""
+def invert(a_ref, x_ref, y_ref, heads, narrow):
+    """x_ref = the inverses of the two diagonal blocks of 64 rows of I + a, heads side by side.
+
+    References hold `parts` [1 or 2, H, C, C].
+    """
     for h in range(heads):
-        x_ref[h] = spread_base(invert_base(a_ref[h]))
+        write_parts(x_ref, h, spread_base(invert_base(sum(part.astype(F32) for part in read_parts(a_ref, h)))), narrow)
     size = BASE
     while 2 * size < CHUNK:
         for h in range(heads):
-            double_blocks(x_ref, a_ref, h, size, narrow)
+            double_blocks(a_ref, x_ref, y_ref, h, size, narrow)
         size *= 2
 
 
-def solve(a, x, r, narrow):
-    """u = (I + a)^-1 r; x as `invert` leaves it."""
+def solve(a_ref, x_ref, head, r, narrow):
+    """(I + a)^-1 r for the head; x_ref as `invert` leaves it."""
     half = CHUNK // 2
-    first = dot(x[:half, :half], r[:half], narrow)
-    second = dot(x[half:, half:], r[half:] - dot(a[half:, :half], first, narrow), narrow)
-    return jnp.concatenate([first, second], 0)
+    zero = jnp.zeros((half, r.shape[1]), F32)
+    first = dot(x_ref[0, head, :half], jnp.concatenate([r[:half], zero], 0), narrow)
+    rest = r[half:] - dot(a_ref[0, head, half:], jnp.concatenate([first, zero], 0), narrow)
+    return jnp.concatenate([first, dot(x_ref[0, head, half:], jnp.concatenate([zero, rest], 0), narrow)], 0)
 
 
-def solve_transposed(a, x, r, narrow):
-    """u = (I + a)^-T r."""
+def solve_transposed(a_ref, x_ref, head, r, narrow):
+    """(I + a)^-T r."""
     half = CHUNK // 2
-    second = dot(x[half:, half:], r[half:], narrow, TN)
-    first = dot(x[:half, :half], r[:half] - dot(a[half:, :half], second, narrow, TN), narrow, TN)
-    return jnp.concatenate([first, second], 0)
+    second = dot(x_ref[0, head, half:], r[half:], narrow, TN)[half:]
+    first = r[:half] - dot(a_ref[0, head, half:], second, narrow, TN)[:half]
+    return jnp.concatenate([dot(x_ref[0, head, :half], first, narrow, TN)[:half], second], 0)
 
 
 def last_of_other(x, size):
@@ -144,53 +170,58 @@ def of_level(size):
 
 
 def scalars(beta, g, count):
-    """Numbers per head and step [H, C] as {name: rows}, and the same with steps on sublanes, {name: [C, H]}.
+    """Numbers per head and step [H, C] as {name: rows}, and the same with steps on sublanes, {(name, h): [C, 1]}.
 
-    `from_start` and `to_end` are the decays from the chunk's start and to its end, 0 across a reset; of gates per
-    head g there are running sums besides, in a coarse part (multiples of 1/256, exact) and a fine one: see
-    `cpu._sums_of_gates`. `count` [1, C]: the resets in the chunk up to each step.
+    `write` is beta times the decay to the chunk's end, `start` the decay from its start (left out where it is 1), both
+    0 across a reset; of gates per head g there are running sums besides, in a coarse part (multiples of 1/256, exact)
+    and a fine one: see `cpu._sums_of_gates`. `count` [1, C]: the resets in the chunk up to each step.
     """
-    rows = {"beta": beta, "from_start": jnp.ones_like(beta), "to_end": jnp.ones_like(beta)}
+    rows = {"beta": beta, "write": beta}
     if g is not None:
         coarse = jnp.round(g * 256) / 256
         sums = running_sums(jnp.concatenate([coarse, g - coarse], 0))
         coarse, fine = sums[: len(g)], sums[len(g) :]
-        rows |= {"coarse": coarse, "fine": fine, "from_start": jnp.exp(coarse + fine)}
-        rows["to_end"] = jnp.exp((coarse[:, -1:] - coarse) + (fine[:, -1:] - fine))
+        rows |= {"coarse": coarse, "fine": fine, "start": jnp.exp(coarse + fine)}
+        rows["write"] = beta * jnp.exp((coarse[:, -1:] - coarse) + (fine[:, -1:] - fine))
     if count is not None:
         rows["count"] = jnp.broadcast_to(count, beta.shape)
-        rows["from_start"] = jnp.where(rows["count"] == 0, rows["from_start"], 0.0)
-        rows["to_end"] = jnp.where(rows["count"] == rows["count"][:, -1:], rows["to_end"], 0.0)
+        rows["start"] = jnp.where(rows["count"] == 0, rows.get("start", 1.0), 0.0)
+        rows["write"] = jnp.where(rows["count"] == rows["count"][:, -1:], rows["write"], 0.0)
     heads = len(beta)
     filler = [jnp.zeros((short, CHUNK), F32)] if (short := -len(rows) * heads % 8) else []
     columns = jnp.concatenate([*rows.values(), *filler], 0).T
-    return rows, {name: columns[:, i * heads : (i + 1) * heads] for i, name in enumerate(rows)}
+    names = [(name, h) for name in rows for h in range(heads)]
+    return rows, {name: columns[:, i : i + 1] for i, name in enumerate(names)}
 
 
 def connected(rows, columns):
     """[C, C]: the column's step is at or before the row's, with no reset between."""
     if "count" not in rows:
         return causal()
-    return causal() & (columns["count"][:, :1] == rows["count"][:1])
+    return causal() & (columns["count", 0] == rows["count"][:1])
 
 
 def decays_of_head(rows, columns, head, mask):
     """exp(sum of g from step j to i), [C, C], 0 outside `mask`; 1 where there are no gates."""
     if "coarse" not in rows:
         return jnp.where(mask, 1.0, 0.0)
-    parts = [columns[x][:, head : head + 1] - rows[x][head : head + 1] for x in ("coarse", "fine")]
-    return jnp.where(mask, jnp.exp(jnp.where(mask, parts[0] + parts[1], 0.0)), 0.0)
+    parts = [columns[x, head] - rows[x][head : head + 1] for x in ("coarse", "fine")]
+    return jnp.exp(jnp.where(mask, parts[0] + parts[1], 2 * LEAST_GATE))
 
 
-def products(q, k, g, mask, narrow):
-    """sum_c q_ic k_jc and k_ic k_jc with the decays of gates per channel g (None: no decay) from j to i, in `mask`."""
+def products(q, k, g, narrow):
+    """sum_c q_ic k_jc and k_ic k_jc; with gates per channel g times their decays from j to i, for j <= i and j < i,
+
+    and those decays from the chunk's start and to its end.
+    """
     if g is None:
-        return dot(q, k, narrow, NT), dot(k, k, narrow, NT), None, None
+        both = dot(jnp.concatenate([q, k], 0), k, narrow, NT)
+        return both[:CHUNK], both[CHUNK:], None, None
     eye = jnp.where(iota((CHUNK, CHUNK), 0) == iota((CHUNK, CHUNK), 1), 1.0, 0.0)
     qk, kk = jnp.sum(q * k, 1, keepdims=True) * eye, 0.0
     for size, *found in levels(g):
         if size == CHUNK:
-            return jnp.where(mask, qk, 0.0), jnp.where(mask, kk, 0.0), *(jnp.exp(x) for x in found)
+            return qk, kk, *(jnp.exp(x) for x in found)
         decay, pairs = jnp.exp(found[0]), of_level(size)
         scaled = k * decay
         both = dot(jnp.concatenate([q * decay, scaled], 0), scaled, narrow, NT)
