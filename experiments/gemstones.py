@@ -120,8 +120,8 @@ def analyse(
     form, fits, intervals, lines, frames, findings = law("hoffmann"), {}, {}, [], [], []
     for name, delta, stored, constants in saved:
         rows, runs = rows_of_fit(load, name)
-        ours = fits[name, delta] = fit(form, rows, Objective("huber", delta))
-        intervals[name, delta], errors = _intervals(ours, runs, resamples)
+        ours, intervals[name, delta], errors = _settled(fit(form, rows, Objective("huber", delta)), runs, resamples)
+        fits[name, delta] = ours
         found, published = {**ours.values, **ours.derived}, {**constants, "a": a_of(constants)}
         line, reason = _against_saved(ours, stored, constants)
         line |= {f"{key}_moves": found[key] - published[key] for key in ("alpha", "beta", "a")}
@@ -199,19 +199,21 @@ def _shapes(load: Any, shapes: Sequence[Any], fits: Any, resamples: int) -> tupl
     return pandas.DataFrame(lines), frames, findings
 
 
-def _intervals(fit: Any, runs: Any, resamples: int) -> tuple[dict[str, Interval], dict[str, float]]:
-    """Intervals of a by method, and standard errors.
+def _settled(fit: Any, runs: Any, resamples: int) -> tuple[Any, dict[str, Interval], dict[str, float]]:
+    """The fit (another where its profile met a lower objective), its intervals of a by method, and standard errors.
 
     Runs are resampled; where none are named the profile comes first, then resampled rows.
     """
-    from lab.laws.intervals import bootstrap, draw, profile
+    from lab.laws.intervals import bootstrap, draw, settled
 
+    fit, profiles = settled(fit, ["a"], LEVEL)
     found = bootstrap(fit, draw(len(fit.rows), resamples, seed=0, groups=runs))
     units = len(np.unique(runs)) if runs is not None else len(fit.rows)
     resampled = found.intervals(LEVEL, units)["a"]
     errors = found.standard_errors() if resampled.known else {}
-    profiled = {"profile": profile(fit, ["a"], LEVEL)["a"]}
-    return {"by run": resampled} | profiled if runs is not None else profiled | {"by row": resampled}, errors
+    profiled = {"profile": profiles["a"]}
+    intervals = {"by run": resampled} | profiled if runs is not None else profiled | {"by row": resampled}
+    return fit, intervals, errors
 
 
 def _interval_table(fits: Any, intervals: Any) -> Any:

@@ -51,6 +51,7 @@ def test_optima_of_every_budget(analysis):
     table = analysis.tables["optima"]
     assert (table["ours"].isna() == table["published"].isna()).all()
     assert table["log_ratio"].abs().max() < 0.04 and table["log_ratio"].abs().median() < 1e-6
+    assert table["points_apart"].abs().max() <= table["points_between_draws"].max() <= 2
     ratio = (table["log_std"] / table["published_log_std"]).dropna()
     assert ratio.median() == pytest.approx(1.0, abs=1e-6) and table["on_floor"].mean() > 0.5
 
@@ -84,12 +85,12 @@ def test_verdicts_come_out_both_ways():
 
 
 def test_reasons_count_the_medians():
-    points = np.array([0.0, 0.0, 1.0, np.nan])
-    assert discrepancies.reason_of_medians(points[:2]).startswith("all 2 medians")
-    assert discrepancies.reason_of_medians(points).startswith("1 of 3 medians") and "draws" in (
-        discrepancies.reason_of_medians(points)
-    )
-    assert "more than other draws explain" in discrepancies.reason_of_medians(np.array([0.0, -7.0]))
+    points, between = np.array([0.0, 0.0, 1.0, np.nan]), np.array([0.0, 1.0, np.nan])
+    assert discrepancies.reason_of_medians(points[:2], between).startswith("all 2 medians")
+    said = discrepancies.reason_of_medians(points, between)
+    assert said.startswith("1 of 3 medians") and "no more than 20 other draws" in said and said.endswith("1.0")
+    assert "grid in ln N: more than 20 other draws" in discrepancies.reason_of_medians(np.array([0.0, -7.0]), between)
+    assert "grid in ln N: more than 20 other draws" in discrepancies.reason_of_medians(points, np.zeros(3))
 
 
 def test_verdicts_and_figure(analysis, tmp_path):
