@@ -20,9 +20,7 @@ from kernels_pallas.flash_attention import mask, tiles
 from kernels_pallas.flash_attention.tiles import LANES, LOG2_E, LOW, Plan, dot
 
 
-def forward(
-    query, key, value, bias, sinks, query_segments, key_segments, *, block_sizes, interpret=False, **options
-):  # fmt: skip
+def forward(query, key, value, bias, sinks, query_segments, key_segments, *, block_sizes, interpret=False, **options):
     """Results [B, T, N, H] and log-sum-exp [B, T, N] in float32; arguments as of `reference.attention`."""
     kv_heads = key.shape[2]
     q_BKGTH = tiles.grouped(query, kv_heads)

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas import dispatch
-from kernels_pallas.flash_attention import flash_attention, tpu, tpu_backward
+from kernels_pallas.flash_attention import flash_attention, reference, tpu, tpu_backward
+from kernels_pallas.flash_attention.api import checked
 
 few = settings(max_examples=3, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 many = settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
@@ -79,6 +80,57 @@ def test_no_races(monkeypatch):
     exact = draws.defined(*arrays, return_lse=True, is_causal=True)[0]
     np.testing.assert_allclose(out, exact, atol=2e-5)
     assert all(np.all(np.isfinite(x)) for x in gradients)
+
+
+def costs(function, *arguments):
+    """{name of kernel: its CostEstimate}, and the FLOPs of each matrix product outside kernels."""
+    found, products = {}, []
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "pallas_call":
+                found[equation.params["name"]] = equation.params["cost_estimate"]
+            elif equation.primitive.name == "dot_general":
+                ((over, _), _) = equation.params["dimension_numbers"]
+                left = equation.invars[0].aval.shape
+                products.append(2 * equation.outvars[0].aval.size * int(np.prod([left[axis] for axis in over])))
+            else:
+                for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+                    if hasattr(inner, "eqns"):
+                        walk(getattr(inner, "jaxpr", inner))
+
+    walk(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return found, products
+
+
+def test_cost_estimates_equal_a_count():
+    """Full attention in one block: FLOPs are products of the definition's size, bytes those of operands and results."""
+    q, k = jnp.zeros((2, 256, 4, 64)), jnp.zeros((2, 256, 2, 64))
+    row = jnp.zeros((2, 256, 4))
+    setting, *prepared = checked(q, k, k, None, None, None)
+    options = {**setting.of_scores, "block_sizes": {"queries": 256, "keys": 256}}
+    _, products = costs(functools.partial(reference.attention, **setting.of_scores), *prepared)
+    assert len(products) == 2 and len(set(products)) == 1
+    made, _ = costs(functools.partial(tpu.forward, **options), *prepared)
+    made |= costs(functools.partial(tpu_backward.backward, **options), *prepared, row, row, None, q)[0]
+    flops = {name.removeprefix("flash_attention_"): cost.flops / products[0] for name, cost in made.items()}
+    assert flops == {"forward": 2, "backward_queries": 3, "backward_keys": 4}
+    moved = {name.removeprefix("flash_attention_"): cost.bytes_accessed for name, cost in made.items()}
+    assert moved == {
+        "forward": 2 * q.nbytes + 2 * k.nbytes + row.nbytes,
+        "backward_queries": 3 * q.nbytes + 2 * k.nbytes + 2 * row.nbytes,
+        "backward_keys": 2 * q.nbytes + 4 * k.nbytes + 2 * row.nbytes,
+    }
+
+
+def test_cost_of_a_causal_mask_is_that_of_the_blocks_it_meets():
+    q = jnp.zeros((1, 1024, 1, 64))
+    cost = {}
+    for causal in (False, True):
+        setting, *prepared = checked(q, q, q, None, None, None, is_causal=causal)
+        made, _ = costs(functools.partial(tpu.forward, **setting.of_scores, block_sizes=TILES), *prepared)
+        cost[causal] = made["flash_attention_forward"].flops
+    assert cost[True] == cost[False] * 36 / 64
 
 
 def test_vmap_is_a_larger_batch(interpreted):
