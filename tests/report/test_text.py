@@ -39,6 +39,11 @@ def test_a_table_shows_intervals_with_their_values_and_no_empty_column():
     assert "low" not in head and "nothing" not in head and "critical batch" in head
 
 
+def test_an_interval_stands_with_its_own_column_though_another_begins_alike():
+    lines = table({"alpha_N": [0.35], "a": [0.51], "a_low": [0.48], "a_high": [0.55]}, 100).splitlines()
+    assert lines[0].split() == ["alpha_N", "a"] and lines[1].split() == ["0.35", "0.51", "[0.48,", "0.55]"]
+
+
 @pytest.mark.parametrize("width", [30, 40, 100])
 def test_a_table_keeps_to_the_width_and_repeats_its_first_column(width):
     text = table(COLUMNS, width)
