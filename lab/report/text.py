@@ -89,8 +89,8 @@ class Column:
 def table(columns: Mapping[str, Sequence[Any]], width: int | None = None) -> str:
     """Columns by name -> lines of text.
 
-    `x_low` and `x_high` are shown with `x`, or else the first column that begins with it: `745.3 [688.4, 815.8]`. Columns
-    without a value are left out. What is wider than `width` goes on in a further block, which repeats the first column.
+    `x_low` and `x_high` are shown with `x`, or else the first column that begins with it: `745.3 [688.4, 815.8]`.
+    Columns without a value are left out. What is wider than `width` goes on in a further block, which repeats the first column.
     """
     shown = []
     for name, values in columns.items():
@@ -104,7 +104,8 @@ def table(columns: Mapping[str, Sequence[Any]], width: int | None = None) -> str
         hidden = name.endswith(("_low", "_high")) and f"{name.rpartition('_')[0]}_low" in columns
         if not hidden and any(cell not in ("-", "nan", "") for cell in cells):
             body = max(8, *map(len, cells))
-            head = textwrap.wrap(re.sub(r"(?<=[a-z]{2})[_.](?=[a-z]{2})", " ", name), body, break_long_words=False, break_on_hyphens=False)
+            title = re.sub(r"(?<=[a-z]{2})[_.](?=[a-z]{2})", " ", name)
+            head = textwrap.wrap(title, body, break_long_words=False, break_on_hyphens=False)
             shown.append(Column(head, cells, words))
     blocks, room = [shown[:1]], width or screen_width()
     for column in shown[1:]:
