@@ -90,7 +90,8 @@ def table(columns: Mapping[str, Sequence[Any]], width: int | None = None) -> str
     """Columns by name -> lines of text.
 
     `x_low` and `x_high` are shown with `x`, or else the first column that begins with it: `745.3 [688.4, 815.8]`.
-    Columns without a value are left out. What is wider than `width` goes on in a further block, which repeats the first column.
+    Columns without a value are left out. What is wider than `width` goes on in a further block, which repeats the
+    first column.
     """
     shown = []
     for name, values in columns.items():
