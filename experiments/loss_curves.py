@@ -120,14 +120,3 @@ def held_out(law: Any, values: dict[str, float], data: dict[str, dict[str, Any]]
         columns = {c.name: data[name]["columns"][c.name] for c in law.columns}
         rows.append({"curve": name, **metrics(data[name]["loss"], predict(law, theta, columns))})
     return pandas.DataFrame(rows)
-
-
-def objective_at(law: Any, values: dict[str, float], rows: Any) -> float:
-    """The law's own objective of these constants on these rows, in the paper's unit."""
-    from scipy.special import huber
-
-    from lab.laws.fit import predict
-
-    columns = {c.name: rows.columns[c.name] for c in law.columns}
-    off = np.log(predict(law, np.array(law.search(values)), columns)) - np.log(rows.target)
-    return float(huber(law.objective.delta, off).sum())

@@ -162,7 +162,7 @@ def _comparison(fits: Any, draws: Any, curve: Any, exponent: float) -> Any:
         ours = {**each.values, "objective": each.objective_value, "objective at the saved constants": checked}
         reasons = dict.fromkeys(published, reason_of(checked / each.objective_value - 1))
         apart = abs(checked / stored - 1)
-        reasons["objective at the saved constants"] = f"the same formula and rows: {apart:.0e} apart"
+        reasons["objective at the saved constants"] = f"our formula on our rows: {apart:.0e} apart"
         frames.append(published_against_ours(published, ours, draws[name].standard_errors(), reasons, law=name))
     frames.append(
         published_against_ours(
@@ -194,7 +194,8 @@ def _notes(choices: Any, curves: Any) -> list[str]:
         f"One choice at a time moves a from {a.min():.2f} ({a.idxmin()}) to {a.max():.2f} ({a.idxmax()}).",
         f"Of {len(curves['last'])} budgets of their grid {len(used)} have their lowest loss between the smallest and "
         f"the largest size ({', '.join(f'{c:.3g}' for c in used['budget'])} FLOPs); an error needs three.",
-        "Their intercept is that of half the compute: the smoothing of a log of one point halves its step.",
+        "Of the authors' code, read and not measured: it smooths a log of one point to half its step, so that their "
+        "intercept is that of half the compute.",
     ]
     if len(rates):
         notes.append(f"At a single learning rate a is {rates.min():.2f} to {rates.max():.2f}.")

@@ -31,10 +31,10 @@ from experiments.loss_curves import (
     curves,
     held_out,
     labels_of,
-    objective_at,
     plain_ticks,
     rows_of,
 )
+from experiments.parametric import objective_at
 from lab.report.findings import Claim, judge
 from lab.sweep.experiment import Analysis, Experiment
 
@@ -152,7 +152,7 @@ def _study(size: str, table: Any, every: int, resamples: int) -> dict[str, Any]:
     sets = {"published": published(size), "early stopped": stopped, "full": full.values}
     tests = pandas.concat([held_out(form, v, data).assign(size=size, constants=of) for of, v in sets.items()])
     means = tests.groupby("constants")[list(METRICS)].mean().T.to_dict()
-    objectives = {of: objective_at(form, values, rows) for of, values in sets.items()}
+    objectives = {of: objective_at(form, rows, form.objective, values) for of, values in sets.items()}
     constants = [
         {"size": size, "constant": name, **{of: values[name] for of, values in sets.items()},
          "nine curves": nine.values[name], "nine curves_low": intervals[name].low,

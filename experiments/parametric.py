@@ -58,11 +58,13 @@ def rounded_alike(values: Mapping[str, float], printed: Mapping[str, float]) -> 
 
 def loss_of(values: Mapping[str, float]) -> Callable[[Any, Any], Any]:
     """E + A / N^alpha + B / D^beta as a function of N and D."""
-    return lambda n, d: values["E"] + values["A"] * n ** -values["alpha"] + values["B"] * d ** -values["beta"]
+    from lab.laws.law import law
+
+    return lambda n, d: np.asarray(law("hoffmann").predict(values, {"N": n, "D": d}))
 
 
 def a_of(values: Mapping[str, Any]) -> Any:
-    """The exponent of N in the compute-optimal N ~ C^a."""
+    """The exponent of N in the compute-optimal N ~ C^a; the law's own would load jax wherever a claim is stated."""
     return values["beta"] / (values["alpha"] + values["beta"])
 
 
@@ -73,9 +75,10 @@ def compute_optimal(values: Mapping[str, Any], flops: Any) -> tuple[Any, Any]:
       values: constants by name, numbers or arrays [R, 1] (resamples).
       flops: [K].
     """
-    alpha, beta = values["alpha"], values["beta"]
-    ratio = (alpha * values["A"] / (beta * values["B"])) ** (1 / (alpha + beta))
-    n = ratio * (np.asarray(flops) / 6) ** (beta / (alpha + beta))
+    from lab.laws.law import law
+
+    found = {quantity.name: quantity.value(values) for quantity in law("hoffmann").derived}
+    n = found["G"] * (np.asarray(flops) / 6) ** found["a"]
     return n, np.asarray(flops) / (6 * n)
 
 

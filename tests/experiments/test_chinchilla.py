@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.special import huber
 
 from experiments import chinchilla_replication as chinchilla
-from experiments.parametric import a_of, rows_of
+from experiments.parametric import a_of, compute_optimal, loss_of, rows_of
 from lab.laws.fit import fit
 from lab.laws.intervals import profile
 from lab.laws.law import law
@@ -147,3 +147,16 @@ def test_simulated_points_give_their_constants_back():
     intervals = profile(found, ["a", "alpha"])
     assert intervals["a"].contains(a_of(truth)) and intervals["a"].half_width < 0.03
     assert intervals["alpha"].contains(truth["alpha"])
+
+
+def test_the_compute_optimal_size_is_where_the_loss_along_a_budget_is_least():
+    """Of one set of constants, and of resamples [R, 1] at once; a is the exponent of N*."""
+    values = chinchilla.TEX
+    flops = np.array([1e20, 1e24])
+    n, d = compute_optimal(values, flops)
+    np.testing.assert_allclose(6 * n * d, flops, rtol=1e-12)
+    near = n * np.array([[0.99], [1.0], [1.01]])
+    assert (loss_of(values)(near, flops / (6 * near)).argmin(0) == 1).all()
+    assert np.log(n[1] / n[0]) / np.log(1e4) == pytest.approx(a_of(values), rel=1e-12)
+    resamples = {name: np.array([[value], [1.1 * value]]) for name, value in values.items()}
+    np.testing.assert_allclose(compute_optimal(resamples, flops)[0][0], n, rtol=1e-12)
