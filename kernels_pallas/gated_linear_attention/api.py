@@ -141,7 +141,8 @@ def _on_platform(kernel, plain, q, *rest):
 
 def _sizes(v, k_width: int, kind: str, asked: Mapping[str, int] | None) -> tuple[tuple[str, int], ...]:
     width = max(k_width, v.shape[-1])
-    sizes = blocks.pick(OPERATION, kind, v.dtype, width, default=tpu.DEFAULT[kind]) | dict(asked or {})
+    default = tpu.default_sizes(kind, v.dtype, width)
+    sizes = blocks.pick(OPERATION, kind, v.dtype, width, default=default) | dict(asked or {})
     if sizes["chunk"] not in (128, 256, 512):
         raise ValueError(f"block_sizes: found chunk {sizes['chunk']}, expected 128, 256 or 512")
     if sizes["heads"] < 1:

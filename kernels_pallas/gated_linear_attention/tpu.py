@@ -21,7 +21,13 @@ from kernels_pallas.chips import current
 from kernels_pallas.gated_linear_attention import chunk as one_chunk
 from kernels_pallas.gated_linear_attention.chunk import NT, TN, dot
 
-DEFAULT = {"scalar": {"chunk": 128, "heads": 8}, "vector": {"chunk": 128, "heads": 4}}
+
+def default_sizes(kind: str, dtype, width: int) -> dict[str, int]:
+    """Chunks as wide as the chip's matrix unit ("scalar"; a tree of gates is deep enough at 128); as many heads as let
+    the backward pass live in 16 MiB."""
+    chunk = current().mxu if kind == "scalar" else 128
+    heads = {"scalar": 16, "vector": 8}[kind] // (jnp.dtype(dtype).itemsize * pl.cdiv(width, 128))
+    return {"chunk": chunk, "heads": max(1, heads)}
 
 
 def forward(q, k, v, g, state, *, scale: float, chunk: int, heads: int, save: bool = True, interpret: bool = False):
