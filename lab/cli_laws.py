@@ -41,6 +41,9 @@ def add_verbs(verb: Any) -> None:
     sub.add_argument(
         "--recount", action="append", default=[], metavar="N=COLUMN", help="another count of a column, for sensitivity"
     )
+    sub.add_argument(
+        "--fix", action="append", default=[], metavar="NAME=VALUE", help="hold a constant, in laws that have it"
+    )
     sub.add_argument("--out", metavar="DIR", help="where record and figure go (default: fits/ under the root)")
     sub.add_argument("--markdown", action="store_true", help="Markdown on standard output")
 
@@ -92,8 +95,9 @@ def fit(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     ask = answering.Ask(
         options.objective, options.delta, options.space, options.level, options.bootstrap, by, options.seed,
         options.sensitivity, source.recounted({**recounts, **pairs(options.recount, "--recount")}),
+        fixed_of(options.fix, chosen),
     )  # fmt: skip
-    rows = [source.rows(law, ask.objective(law)) for law in chosen]
+    rows = [source.rows(law, ask.objective(law), ask.fixed_of(law)) for law in chosen]
     rule = answering.rule_of(options.hold_out, chosen, source.frame)
     mask = held(source.frame, rule) if rule else None
     answers = [answering.answer(law, data, ask) for law, data in zip(chosen, rows)]
@@ -140,7 +144,7 @@ def design(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from lab.laws import answer as answering
     from lab.laws import design as designing
     from lab.laws.describe import plain
-    from lab.laws.tables import evaluated
+    from lab.laws.tables import evaluated, numbers
     from lab.report.present_laws import design_blocks
 
     if len(chosen) > 1:
@@ -152,7 +156,8 @@ def design(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     def cost(columns: Mapping[str, Any]) -> Any:
         import pandas
 
-        return evaluated(pandas.DataFrame(dict(columns)), options.cost, f"--cost {options.cost!r}").to_numpy(float)
+        frame = pandas.DataFrame(dict(columns))
+        return numbers(frame.assign(cost=evaluated(frame, options.cost, f"--cost {options.cost!r}")), "cost")
 
     candidates = designing.around(found, options.reach)
     given = cost if options.cost else None
@@ -209,20 +214,51 @@ def law_names(words: str) -> list[str]:
 
 
 def load_law_file(path: Path) -> None:
-    """Runs a user's Python file that registers laws."""
+    """Runs a user's Python file that registers laws, and each of those once, on shapes alone.
+
+    Raises:
+      ConfigError: no such file, or Python that fails.
+    """
     import importlib.util
+
+    from lab.laws import law as lawbook
 
     if not path.is_file():
         raise ConfigError(f"--law-file: found no file {path}, expected a Python file that calls lab.laws.law.register")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"--law-file {path}: found another kind of file, expected Python (.py)")
+    known = set(lawbook.laws())
     try:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     except LawsError:
         raise
     except Exception as error:  # the user's own code: any
         raise ConfigError(f"--law-file {path}: {type(error).__name__}: {error}; expected Python that runs") from error
+    for name, law in lawbook.laws().items():
+        if name not in known:
+            try_out(law, path)
+
+
+def try_out(law: Any, path: Path) -> None:
+    """Raises ConfigError where a law cannot be evaluated, as when it reads a column or a constant that it lacks."""
+    import jax
+
+    from lab.laws.histories import GIVES
+
+    constants = {name: jax.ShapeDtypeStruct((), float) for name in law.names}
+    shapes = {column.name: (2, 2) if column.name in GIVES[2:] else (2,) for column in law.columns}
+    columns = {name: jax.ShapeDtypeStruct(shape, float) for name, shape in shapes.items()}
+    try:
+        jax.eval_shape(law.predict, constants, columns)
+        for quantity in law.derived:
+            jax.eval_shape(quantity.value, constants)
+    except Exception as error:  # the user's own code: any
+        said = str(error).splitlines()[0] if str(error) else "no message"
+        raise ConfigError(
+            f"--law-file {path}: law {law.name}: {type(error).__name__}: {said}; expected jax.numpy of the constants "
+            f"{', '.join(constants)} and the columns {', '.join(columns)}"
+        ) from error
 
 
 def pairs(words: Iterable[str], option: str) -> dict[str, str]:
@@ -233,6 +269,24 @@ def pairs(words: Iterable[str], option: str) -> dict[str, str]:
         if not (name.strip() and given and value.strip()):
             raise ConfigError(f"{option} {word}: expected NAME=VALUE, for example {option} N=millions")
         found[name.strip()] = value.strip()
+    return found
+
+
+def fixed_of(words: Iterable[str], chosen: Sequence[Any]) -> dict[str, float]:
+    """`["alpha=0.35"]` -> `{"alpha": 0.35}`.
+
+    Raises:
+      ConfigError: a constant of none of the laws, or a value that is no number.
+    """
+    known = dict.fromkeys(name for law in chosen for name in law.names)
+    found = {}
+    for name, value in pairs(words, "--fix").items():
+        if name not in known:
+            raise ConfigError(f"--fix {name}={value}: found no such constant, expected one of {', '.join(known)}")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--fix {name}={value}: expected a number") from None
     return found
 
 

@@ -34,6 +34,7 @@ class Ask:
       by: label of each row's group [n], drawn whole; None draws rows.
       sensitivity: whether the fit is repeated under other choices.
       recounted: for that, values [n] of columns under other conventions of counting, by convention.
+      fixed: constants that are not fitted, by name; a law holds those that it has.
     """
 
     name: str | None = None
@@ -45,6 +46,7 @@ class Ask:
     seed: int = 0
     sensitivity: bool = True
     recounted: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.resamples and self.resamples < LEAST_RESAMPLES:
@@ -59,6 +61,10 @@ class Ask:
     def objective(self, law: Law) -> Objective:
         given = {key: getattr(self, key) for key in ("name", "delta", "space") if getattr(self, key) is not None}
         return dataclasses.replace(law.objective, **given)
+
+    def fixed_of(self, law: Law) -> dict[str, float]:
+        """The law's constants that are held."""
+        return {name: value for name, value in self.fixed.items() if name in law.names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +82,7 @@ def answer(law: Law, rows: Rows, ask: Ask) -> Answer:
     Raises:
       LawError: rows that cannot determine the law, or groups too few to resample.
     """
-    found = fit(law, rows, ask.objective(law))
+    found = fit(law, rows, ask.objective(law), fixed=ask.fixed_of(law))
     resamples, labels = None, np.arange(len(rows)) if ask.by is None else ask.by
     size = len(np.unique(labels[found.counted]))
     if ask.resamples:
@@ -102,7 +108,7 @@ def held_out(answers: Sequence[Answer], mask: np.ndarray, rule: str) -> list[dic
 
     Each answer's document gets its own line and those of the predictions without a law.
     """
-    tests = [hold_out(a.fit.law, a.fit.rows, mask, a.fit.objective, (a.fit.values,)) for a in answers]
+    tests = [hold_out(a.fit.law, a.fit.rows, mask, a.fit.objective, (a.fit.values,), a.fit.fixed) for a in answers]
     judged = plain(compare(tests).to_dict("records"))
     for each in answers:
         own = [row for row in judged if row["constants"] == 0 or row["law"].split(",")[0] == each.fit.law.name]
@@ -117,7 +123,8 @@ def on_fitted_rows(answers: Sequence[Answer]) -> dict[str, Any]:
         criterion, reason = record.information(each.fit)
         reasons.append(reason)
         size = np.abs(each.fit.residuals[each.fit.counted])
-        row = {"law": each.fit.law.name, "constants": len(each.fit.law.names), "objective": each.fit.objective_value}
+        constants = len(each.fit.theta) - len(each.fit.fixed)
+        row = {"law": each.fit.law.name, "constants": constants, "objective": each.fit.objective_value}
         row |= {"objective_is": str(each.fit.objective), "mean_residual": float(size.mean()), "AIC": criterion}
         rows.append(row | {"identified": "yes" if each.document["certificate"]["identified"] else "no"})
     targets = {each.fit.law.target.name for each in answers}
@@ -135,7 +142,7 @@ def on_fitted_rows(answers: Sequence[Answer]) -> dict[str, Any]:
 
 def rule_of(given: str | None, laws: Sequence[Law], table: Mapping[str, Any]) -> str | None:
     """The rows to hold out, as `holdout.chosen` takes it; where laws are compared and none is given, the largest
-    compute, data or size that the file holds.
+    compute, data or size that a law reads.
 
     Raises:
       TableError: a rule for laws that predict different columns.
@@ -147,7 +154,8 @@ def rule_of(given: str | None, laws: Sequence[Law], table: Mapping[str, Any]) ->
         return given.replace("largest:", "largest ", 1)
     if len(laws) == 1 or len(targets) > 1:
         return None
-    for name in ("C", "D", "N", *(column.name for law in laws for column in law.columns)):
+    read = [column.name for law in laws for column in law.columns]
+    for name in (*(name for name in ("C", "D", "N") if name in read), *read):
         if name in table and len(np.unique(table[name])) > 1:
             return f"largest {name}"
     return None

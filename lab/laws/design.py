@@ -58,10 +58,10 @@ def around(fit: Fit, reach: float = 4.0, points: int = 12) -> dict[str, np.ndarr
     """A grid of `points` values a column, from its smallest to `reach` times its largest, even in logarithms.
 
     Raises:
-      LawError: a column that is a vector a row, or not positive.
+      LawError: a reach that is none, a column that is a vector a row, or not positive.
     """
-    if not reach > 0:
-        raise LawError(f"--reach: found {reach}, expected a number above 0")
+    if not 1 < reach < np.inf:
+        raise LawError(f"--reach: found {reach:g}, expected a finite number above 1")
     axes = {}
     for column in fit.law.columns:
         values = fit.rows.columns[column.name][fit.rows.weights > 0]
@@ -160,6 +160,8 @@ def plan(
     little on each run, the second much; Leskovec et al. 2007, section 3.1). Arguments, columns and errors as of `rank`;
     `spent` is the cost so far, `standard_error` that after this run.
     """
+    if runs < 1:
+        raise LawError(f"--runs: found {runs}, expected 1 or more")
     possible, price = _affordable(fit, candidates, cost, budget)
     aims, today = _aims(fit, quantity, at)
     slopes, noise = jacobian(fit, possible), noise_variance(fit)

@@ -30,7 +30,8 @@ class Certificate:
     """How the optimum was reached.
 
     Attributes:
-      gradient: norm of the projected gradient in the metric of the majorizer, over the root of the objective.
+      gradient: root of Newton's decrement g^T H^-1 g over the objective, H being the damped Hessian of the last step
+        and g its free coordinates (see `solve.Solution`).
       starts, reached: searches made, and the share that ended within 1e-6 of the best objective.
       second_basin: relative excess of the best optimum among the other searches; None where all agree.
       condition: condition number of the Hessian scaled to unit diagonal, in search coordinates.
@@ -175,13 +176,15 @@ def fit(
 
     Args:
       starts: further starts beside the law's own grid; with `fixed`, those values hold everywhere.
-      fixed: constants that are not fitted.
+      fixed: constants that are not fitted, in natural units.
 
     Raises:
-      LawError: rows that cannot determine the law (see `check_rows`), or no start with a finite objective.
+      LawError: rows that cannot determine the law (see `check_rows`), no start with a finite objective, or a constant
+        held fixed that the law lacks or at a value without a logarithm where one is taken.
     """
     objective = objective or law.objective
     fixed = dict(fixed or {})
+    check_fixed(law, fixed)
     check_rows(law, rows, objective, len(law.parameters) - len(fixed))
     low, high = box(law)
     for name, value in fixed.items():
@@ -213,6 +216,19 @@ def _search(problem, data, theta, low, high, weights) -> Solution:
     for field in dataclasses.fields(Solution):
         getattr(found, field.name)[going] = getattr(further, field.name)
     return found
+
+
+def check_fixed(law: Law, fixed: Mapping[str, float]) -> None:
+    """Raises LawError for constants that cannot be held, or where none is left to fit."""
+    for name, value in fixed.items():
+        if name not in law.names:
+            raise LawError(f"law {law.name}: found no constant {name!r} to hold fixed, expected {', '.join(law.names)}")
+        positive = law.parameters[law.names.index(name)].log
+        if not np.isfinite(value) or (positive and not value > 0):
+            wanted = "a finite number above 0" if positive else "a finite number"
+            raise LawError(f"law {law.name}: found {name} = {value:g} to hold fixed, expected {wanted}")
+    if len(fixed) == len(law.names):
+        raise LawError(f"law {law.name}: found all its constants held fixed, expected one to fit")
 
 
 def check_rows(law: Law, rows: Rows, objective: Objective, free: int) -> None:
@@ -349,7 +365,7 @@ def spread(
     unit = 1 / np.sqrt(np.maximum(np.abs(np.diag(H)), 1e-300))
     condition = float(np.linalg.cond(H * np.outer(unit, unit))) if np.isfinite(H).all() else np.inf
     inside = float((weights * bend).sum())
-    dispersion = float((weights * slope**2).sum() / inside) if inside > 0 else np.nan
+    dispersion = float(((weights * slope) ** 2).sum() / inside) if inside > 0 else np.nan
     if n > p and condition < 1e16:
         inverse = np.linalg.inv(H * np.outer(unit, unit)) * np.outer(unit, unit)
         V[np.ix_(free, free)] = inverse @ meat[np.ix_(free, free)] @ inverse * n / (n - p)

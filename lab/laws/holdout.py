@@ -19,10 +19,10 @@ from lab.laws.design import prediction_variance
 from lab.laws.errors import LawError, TableError
 from lab.laws.fit import Fit
 from lab.laws.intervals import bootstrap
-from lab.laws.law import Law
+from lab.laws.law import Column, Law
 from lab.laws.objective import Objective
 from lab.laws.solve import Rows
-from lab.laws.tables import evaluated, meant
+from lab.laws.tables import check_values, evaluated, meant, numbers
 
 MOST_SIZES = 12  # distinct values up to which each is a size of its own; beyond, tenths of the rows are
 LARGEST = "largest "
@@ -78,11 +78,16 @@ def largest(table: Mapping[str, Any], column: str) -> np.ndarray:
     """The rows of the largest size of a column (see `sizes`), bool [n].
 
     Raises:
-      TableError: no such column, or one size only.
+      TableError: no such column, values that are no numbers, or one size only.
     """
+    import pandas
+
     if column not in table:
         raise TableError(f"hold-out: found no column {column!r} to take the largest of{meant(column, table)}")
-    label, names = sizes(np.asarray(table[column], float))
+    frame = pandas.DataFrame({column: table[column]})
+    values = numbers(frame, column)
+    check_values(frame, Column(column, ""), values, positive=False)
+    label, names = sizes(values)
     if len(names) == 1:
         raise TableError(f"hold-out: found one value of {column} ({names[0]}), expected at least two")
     return label == label.max()

@@ -7,7 +7,7 @@ The profile of a quantity g is the least objective Q(v) that any constants with 
     2 (Q(v) - Q_min) / dispersion <= t^2
 
 belong to the interval, t being Student's quantile with n - p degrees of freedom and the dispersion that of M-estimators
-(the mean of w rho'^2 over that of w rho'', which for least squares is the residual variance). Unlike an interval from
+(the sum of (w rho')^2 over that of w rho'', which for least squares is the residual variance). Unlike an interval from
 the covariance it follows a bent valley, and it is open on a side where the data set no limit. Where rows do not scatter
 alike, the dispersion of a quantity is raised by the square of its sandwich error over that of alike rows (Royall and
 Tsou 2003), never lowered: in a small sample the sandwich errs on the narrow side.
@@ -16,6 +16,7 @@ Tsou 2003), never lowered: in a small sample the sandwich errs on the narrow sid
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -29,12 +30,16 @@ from lab.laws.fit import CONVERGED, SAME_OPTIMUM, Fit, box, problem_of
 
 REACHES = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)  # goals of a profile, in standard errors
 FURTHER = (7.0, 10.0, 15.0, 25.0, 50.0, 100.0, 300.0, 1000.0)  # where those do not reach the end of the interval
+HELD = "held fixed"
+NO_CHANGE = 1e-4  # of the median residual: predictions that move by less at every row do not tell two values apart
 
 
 @dataclasses.dataclass(frozen=True)
 class Resamples:
-    """Of R resamples: coordinates [R, p], quantities by name [R] in natural units, gradients [R] (see `Solution`)."""
+    """Of R resamples of a fit: coordinates [R, p], quantities by name [R] in natural units, gradients [R] (see
+    `Solution`)."""
 
+    fit: Fit
     theta: np.ndarray
     quantities: Mapping[str, np.ndarray]
     gradient: np.ndarray
@@ -49,8 +54,45 @@ class Resamples:
 
     def intervals(self, level: float, observations: int | None = None) -> dict[str, Interval]:
         """Percentile intervals; with `observations` (rows or groups drawn from) widened as small samples need."""
-        p = self.theta.shape[1]
-        return {name: percentile_interval(values, level, observations, p) for name, values in self.quantities.items()}
+        constants, held = len(self.fit.theta) - len(self.fit.fixed), follow_from_fixed(self.fit)
+        found = {}
+        for name, values in {**self.quantities, **self.unlimited}.items():
+            found[name] = percentile_interval(values, level, observations, constants)
+            if name in held:
+                found[name] = no_interval(HELD, level)
+        return found
+
+    @functools.cached_property
+    def unlimited(self) -> dict[str, np.ndarray]:
+        """The free constants [R] by name, as 0 (-inf if not a logarithm) or inf where the resample set them no limit.
+
+        Such a search ends wherever the objective became flat, far out at a value that means nothing. It is known by
+        that moving the constant on to the end of its bounds changes no prediction; NaN where neither end does.
+        """
+        fit, (low, high) = self.fit, _box(self.fit)
+        columns = {name: values[fit.counted] for name, values in fit.rows.columns.items()}
+        smallest = NO_CHANGE * np.median(np.abs(fit.residuals[fit.counted]))
+
+        def predicted(theta: np.ndarray) -> np.ndarray:
+            values = fitting.predict(fit.law, theta, columns)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return np.log(values) if fit.objective.space == "log" else values
+
+        def same(i: int, end: float) -> np.ndarray:
+            moved = self.theta.copy()
+            moved[:, i] = end
+            with np.errstate(invalid="ignore"):
+                return np.abs(predicted(moved) - here).max(1) <= smallest
+
+        here, found = predicted(self.theta), {}
+        for i, parameter in enumerate(fit.law.parameters):
+            if parameter.name in fit.fixed:
+                continue
+            down, up = (same(i, end) if np.isfinite(end) else np.array(False) for end in (low[i], high[i]))
+            values = np.where(up, np.inf, self.quantities[parameter.name])
+            values = np.where(down, 0.0 if parameter.log else -np.inf, values)
+            found[parameter.name] = np.where(down & up, np.nan, values)
+        return found
 
 
 def names_of(fit: Fit) -> list[str]:
@@ -60,6 +102,17 @@ def names_of(fit: Fit) -> list[str]:
 def logs_of(fit: Fit) -> list[bool]:
     """Which quantities are followed as logarithms."""
     return [*(p.log for p in fit.law.parameters), *(d.log for d in fit.law.derived)]
+
+
+def follow_from_fixed(fit: Fit) -> set[str]:
+    """Constants that the fit held fixed, and the derived quantities that depend on those alone."""
+    if not fit.fixed:
+        return set()
+    problem = problem_of(fit.law, fit.objective.space)
+    data = solve.data_of(problem, fit.rows, fit.scale, 1.0, True)
+    slopes = solve.local(problem, data, fit.rows.weights, fit.theta)[-1]  # [q, p]
+    free = [name not in fit.fixed for name in fit.law.names]
+    return {name for name, slope in zip(names_of(fit), slopes) if not slope[free].any()}
 
 
 def draw(rows: int, resamples: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
@@ -95,7 +148,7 @@ def bootstrap(fit: Fit, counts: np.ndarray) -> Resamples:
         name: np.exp(best.quantities[:, i]) if log else best.quantities[:, i]
         for i, (name, log) in enumerate(zip(names_of(fit), logs_of(fit)))
     }
-    return Resamples(best.theta, quantities, best.gradient)
+    return Resamples(fit, best.theta, quantities, best.gradient)
 
 
 def settled(fit: Fit, names: Sequence[str] | None = None, level: float = 0.95) -> tuple[Fit, dict[str, Interval]]:
@@ -145,8 +198,9 @@ def _profile(fit: Fit, names: Sequence[str] | None, level: float) -> tuple[dict[
         constants = len(fit.theta) - len(fit.fixed)
         reason = f"{fit.degrees_of_freedom + constants} rows for {constants} constants leave no scatter"
         return {name: no_interval(reason, level) for name in names}, None
-    held = [name for name in names if name in fit.fixed]
-    names = [name for name in names if name not in fit.fixed]
+    fixed = follow_from_fixed(fit)
+    held = [name for name in names if name in fixed]
+    names = [name for name in names if name not in fixed]
     curves, lowest = _curves(fit, names, REACHES)
     bound = float(student.ppf(0.5 + level / 2, fit.degrees_of_freedom))
     short = [name for name in names if not _reached(curves[name], bound)]
@@ -156,7 +210,7 @@ def _profile(fit: Fit, names: Sequence[str] | None, level: float) -> tuple[dict[
         for name, further in more.items():
             curves[name] = np.unique(np.concatenate([curves[name], further]), axis=0)
     logs = dict(zip(known, logs_of(fit)))
-    found = {name: no_interval("held fixed", level) for name in held}
+    found = {name: no_interval(HELD, level) for name in held}
     for name in names:
         if not np.isfinite(fit.dispersion) or fit.dispersion <= 0:
             found[name] = no_interval("the residuals have no spread to judge by", level)

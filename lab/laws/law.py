@@ -181,10 +181,11 @@ def law(name: str) -> Law:
     """The law of a name.
 
     Raises:
-      LawError: unknown, with the nearest known one.
+      LawError: unknown, with the known ones that begin so, or else the nearest.
     """
     known = laws()
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        raise LawError(f"unknown law {name!r}{f', did you mean {near[0]!r}?' if near else ''}; `lab laws` lists them")
+        near = [each for each in known if each.startswith(f"{name}-")] or difflib.get_close_matches(name, known, 1)
+        meant = f", did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise LawError(f"unknown law {name!r}{meant}; `lab laws` lists them")
     return known[name]

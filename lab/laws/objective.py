@@ -21,6 +21,7 @@ end it early; averaging a Huber loss of 1e-3 made published searches stop far fr
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from lab.laws.errors import ObjectiveError
 
@@ -41,8 +42,8 @@ class Objective:
             raise ObjectiveError(f"found objective {self.name!r}, expected one of {', '.join(NAMES)}")
         if self.space not in SPACES:
             raise ObjectiveError(f"found residual space {self.space!r}, expected log or linear")
-        if not self.delta > 0:
-            raise ObjectiveError(f"found delta {self.delta}, expected a number above 0")
+        if not 0 < self.delta < math.inf:
+            raise ObjectiveError(f"found delta {self.delta}, expected a finite number above 0")
 
     def __str__(self) -> str:
         delta = f", delta {self.delta:g}" if self.name == "huber" else ""

@@ -67,6 +67,7 @@ def document(
             "source": law.source,
             "objective": {**dataclasses.asdict(objective), "value": fit.objective_value, "in_words": str(objective)},
             "rows": int((fit.rows.weights > 0).sum()),
+            "fixed": dict(fit.fixed),
             "parameters": {parameter.name: entry(parameter) for parameter in law.parameters},
             "derived": {quantity.name: entry(quantity) for quantity in law.derived},
             "intervals": method,
@@ -77,10 +78,12 @@ def document(
 
 
 def unlimited(fit: Fit, intervals: Mapping[str, Interval]) -> list[str]:
-    """Constants that the rows do not limit, in words: those without an interval, and those with an open end."""
+    """Fitted constants that the rows do not limit, in words: those without an interval, and those with an open end."""
     found: dict[str, list[str]] = {}
     positive = {parameter.name for parameter in fit.law.parameters if parameter.log}  # 0 is their open end
     for name in fit.law.names:
+        if name in fit.fixed:
+            continue
         interval = intervals[name]
         if not interval.known:
             found.setdefault(f"not identified: no interval for {{}}, {interval.reason}", []).append(name)
@@ -150,7 +153,6 @@ def full(fit: Fit, document: Mapping[str, Any], asked: Mapping[str, Any]) -> dic
         {
             **document,
             "coordinates": {"names": coordinates, "values": fit.theta, "covariance": fit.covariance},
-            "fixed": dict(fit.fixed),
             "rows_sha256": digest(fit),
             "seed": asked["seed"],
             "asked": asked,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,11 @@ class Source:
     censored: str | None = None
     histories: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def rows(self, law: Law, objective: Objective | None = None) -> Rows:
-        """Raises TableError for what a law cannot read."""
+    def rows(self, law: Law, objective: Objective | None = None, fixed: Collection[str] = ()) -> Rows:
+        """Raises TableError for what a law cannot read. `fixed`: constants that will not be fitted."""
         mapping = {name: source for name, source in self.mapping.items() if name in _names([law])}
         given = {name: values for name, values in self.histories.items() if name in _names([law])}
-        return tables.rows(law, self.raw, mapping, objective, self.units, self.weights, self.censored, given)
+        return tables.rows(law, self.raw, mapping, objective, self.units, self.weights, self.censored, given, fixed)
 
     def labels(self, column: str) -> np.ndarray:
         """The group of each row, [n]."""

@@ -9,7 +9,7 @@ fitted; a unit that is given is taken at its word.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,15 @@ def filtered(frame: Any, expression: str | None) -> Any:
 
 
 def evaluated(frame: Any, expression: str, what: str) -> Any:
-    """An expression of columns; `what` names it in the error.
+    """An expression of columns or a constant, as a series of the frame's rows; `what` names it in the error.
 
     Raises:
-      TableError: a column that is not there, or no expression.
+      TableError: a column that is not there, no expression, or another number of values than rows.
     """
+    import pandas
+
     try:
-        return frame.eval(expression, engine="python")
+        return pandas.Series(frame.eval(expression, engine="python"), frame.index)
     except Exception as error:  # pandas passes on errors of every kind from the expression
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         missing = getattr(error, "args", None) and said.split("'")[1:2]
@@ -139,6 +141,7 @@ def rows(
     weights_column: str | None = None,
     censored_column: str | None = None,
     given: Mapping[str, np.ndarray] | None = None,
+    fixed: Collection[str] = (),
 ) -> Rows:
     """What the fitter takes, of a frame that was filtered before.
 
@@ -149,6 +152,7 @@ def rows(
       weights_column: how often each row counts, zero or more.
       censored_column: true where the target is a lower bound.
       given: columns that are no part of the frame, [n] or [n, K].
+      fixed: names of constants that will not be fitted, so that fewer rows are enough.
 
     Raises:
       TableError: see the module's text.
@@ -166,7 +170,7 @@ def rows(
         if name not in units:
             check_unit(column, values[name], str((mapping or {}).get(name, name)))
     values |= given
-    check_design(law, values, len(frame))
+    check_design(law, values, len(frame), [name for name in law.names if name not in fixed])
     target = values.pop(law.target.name)
     weights = np.ones(len(frame)) if weights_column is None else weights_of(frame, weights_column)
     censored = np.zeros(len(frame), bool) if censored_column is None else flags(frame, censored_column)
@@ -259,12 +263,12 @@ def check_unit(column: Column, values: np.ndarray, source: str) -> None:
             )
 
 
-def check_design(law: Law, values: Mapping[str, np.ndarray], count: int) -> None:
-    """Raises TableError for too few rows, rows that are all one, an axis of one value, losses in two units."""
-    if count < len(law.parameters):
-        names = ", ".join(law.names)
+def check_design(law: Law, values: Mapping[str, np.ndarray], count: int, free: Sequence[str]) -> None:
+    """Raises TableError for fewer rows than free constants, copies of one row, an axis of one value, two units."""
+    if count < len(free):
+        names = ", ".join(free)
         raise TableError(
-            f"law {law.name}: found {count} rows, expected at least {len(law.parameters)}, one per constant ({names})"
+            f"law {law.name}: found {count} rows, expected at least {len(free)}, one per constant ({names})"
         )
     axes = np.column_stack([values[column.name].reshape(count, -1) for column in law.columns])
     setting_of = np.unique(axes, axis=0, return_inverse=True)[1].ravel()

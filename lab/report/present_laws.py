@@ -66,6 +66,8 @@ def fit_blocks(document: Mapping[str, Any], alone: bool = True) -> Iterator[Bloc
     if document["derived"]:
         yield TABLE, quantities("derived", document["derived"])
     yield TEXT, f"In brackets: {level}."
+    if document["fixed"]:
+        yield TEXT, f"Held fixed: {', '.join(document['fixed'])}."
     for name, entry in document["derived"].items():
         if "reason" in entry:
             yield TEXT, f"{name} has no interval: {entry['reason']}."

@@ -17,6 +17,7 @@ from lab import cli, cli_laws
 from lab.laws.datasets import DATASETS
 from lab.laws.fit import fit
 from lab.laws.law import law
+from lab.laws.objective import Objective
 from lab.laws.solve import Rows
 from tests.cli.answers import assert_refused, document, spoken
 
@@ -48,6 +49,7 @@ def table(tmp_path_factory):
     loss = TRUTH["E"] + TRUTH["A"] * params ** -TRUTH["alpha"] + TRUTH["B"] * tokens ** -TRUTH["beta"]
     loss = loss * np.exp(0.005 * rng.standard_normal(60))
     frame = pandas.DataFrame({"sweep": np.arange(60) // 5, "params": params, "tokens": tokens, "final_loss": loss})
+    frame = frame.assign(name="run", C="text")  # columns that no law reads
     path = tmp_path_factory.mktemp("runs") / "runs.csv"
     frame.to_csv(path, index=False)
     return path
@@ -58,7 +60,7 @@ def test_a_fit_is_that_of_the_library_and_its_record_makes_it_again(lab, table, 
     frame = pandas.read_csv(table)
     columns = {"N": frame["params"].to_numpy(), "D": frame["tokens"].to_numpy()}
     rows = Rows(columns, frame["final_loss"].to_numpy(), np.ones(60), np.zeros(60, bool))
-    ours = fit(law("hoffmann"), rows, law("hoffmann").objective.__class__("least-squares"))
+    ours = fit(law("hoffmann"), rows, Objective("least-squares"))
     for name, truth in TRUTH.items():
         entry = said["parameters"][name]
         assert entry["value"] == pytest.approx(ours.values[name], rel=1e-6)
@@ -112,6 +114,37 @@ def test_bootstrap_by_rows_and_by_groups(lab, table):
     assert record["parameters"] == rows["parameters"] and other["parameters"] == groups["parameters"]
 
 
+@pytest.mark.parametrize("how", [(), ("--bootstrap", "50")])
+def test_constants_held_fixed(lab, table, how):
+    """In the laws that have them: in fit, resamples, held-out fits, sensitivity and the record."""
+    held = ("--fix", "beta=0.37", "--fix", "alpha_N=0.08")
+    options = ("--objective", "least-squares", "--hold-out", "largest:params", *how, *held)
+    said = document(lab("fit", "hoffmann,kaplan", table, *MAP, "--counting", "all", *options, "--json"))
+    ours, kaplan = said["fits"]
+    assert ours["fixed"] == {"beta": 0.37} and kaplan["fixed"] == {"alpha_N": 0.08}
+    assert ours["parameters"]["beta"]["value"] == pytest.approx(0.37, rel=1e-12)
+    assert ours["parameters"]["beta"]["interval"] is None and ours["parameters"]["beta"]["reason"] == "held fixed"
+    assert ours["parameters"]["alpha"]["interval"] and ours["certificate"]["identified"]
+    assert {row["beta"] for row in ours["sensitivity"]} == {ours["parameters"]["beta"]["value"]}
+    errors = {row["law"]: row["constants"] for row in said["comparison"]["held_out"]}
+    fitted = {row["law"]: row["constants"] for row in said["comparison"]["fitted"]}
+    assert errors["hoffmann"] == fitted["hoffmann"] == 4
+    record = json.loads(Path(ours["record"]).read_text())
+    assert record["fixed"] == {"beta": 0.37} and record["asked"]["fix"] == ["beta=0.37", "alpha_N=0.08"]
+
+    frame = pandas.read_csv(table)
+    columns = {"N": frame["params"].to_numpy(), "D": frame["tokens"].to_numpy()}
+    rows = Rows(columns, frame["final_loss"].to_numpy(), np.ones(60), np.zeros(60, bool))
+    alone = fit(law("hoffmann"), rows, Objective("least-squares"), fixed={"beta": 0.37})
+    assert ours["parameters"]["alpha"]["value"] == pytest.approx(alone.values["alpha"], rel=1e-6)
+
+
+def test_what_is_held_fixed_is_said(lab, table):
+    code, out, err = lab("fit", "hoffmann", table, *MAP, *QUICK, "--fix", "beta=0.37")
+    assert code == 0, err
+    assert "Held fixed: beta." in out and "WARNING" not in out
+
+
 def test_what_is_not_identified_is_said_first(lab, tmp_path):
     """A loss without a floor: E runs to its bound."""
     x = np.geomspace(1e7, 1e10, 60)  # as many rows as the other fits here: a number of rows is compiled once
@@ -155,6 +188,16 @@ def test_a_law_of_the_users_own(lab, table, tmp_path):
         ("mine.py", "law: hoffmann = yes or no or", ("SyntaxError", "expected Python that runs")),
         ("mine.py", "register = 1 / 0", ("ZeroDivisionError: division by zero", "expected Python that runs")),
         ("mine.py", LAW_FILE.replace("tokens-only", "hoffmann"), ("law 'hoffmann' is registered twice",)),
+        (
+            "mine.py",
+            LAW_FILE.replace("tokens-only", "wrong-column").replace('x["D"]', 'x["tokens"]'),
+            ("law wrong-column: KeyError: 'tokens'", "constants E, B, beta and the columns D"),
+        ),
+        (
+            "mine.py",
+            LAW_FILE.replace("tokens-only", "wrong-constant").replace('p["beta"]', 'p["b"]'),
+            ("law wrong-constant: KeyError: 'b'",),
+        ),
     ],
 )
 def test_a_law_file_that_cannot_be_meant(lab, table, tmp_path, name, content, words):
@@ -178,7 +221,7 @@ def test_records_of_other_commands_lie_apart(table, tmp_path):
         ("--hold-out", "largest:params"), ("--hold-out", "params > 5e9"), ("--no-sensitivity",), ("--map", "N=params"),
         ("--unit", "N=millions"), ("--where", "N > 4e7"), ("--objective", "lad"), ("--delta", "0.1"),
         ("--run", "sweep"), ("--space", "linear"), ("--weights", "w"), ("--censored", "c"), ("--counting", "all"),
-        ("--recount", "N=all"), ("--law-file", str(path)),
+        ("--recount", "N=all"), ("--fix", "alpha=0.3"), ("--fix", "alpha=0.4"), ("--law-file", str(path)),
     ]  # fmt: skip
     places = [place(*words) for words in options] + [place(bytes_of_the_table="1")]
     path.write_text(LAW_FILE + "# another law")
@@ -200,7 +243,13 @@ def test_records_of_other_commands_lie_apart(table, tmp_path):
         (("hoffmann", "RUNS", *MAP, "--where", "params < 0"), ("found no row of 60",)),
         (("hoffmann", "RUNS", *MAP, "--where", "params > 9e9"), ("expected at least 5",)),
         (("hoffmann", "RUNS", *MAP, "--objective", "ols"), ("invalid choice", "ols")),
+        (("step-law", "RUNS"), ("did you mean 'step-law-lr' or 'step-law-batch'",)),
         (("hoffmann", "RUNS", *MAP, "--delta", "-1"), ("found delta -1",)),
+        (("hoffmann", "RUNS", *MAP, "--delta", "inf"), ("found delta inf", "finite")),
+        (("hoffmann", "RUNS", *MAP, "--fix", "gama=1"), ("--fix gama=1", "expected one of E, A, B, alpha, beta")),
+        (("hoffmann", "RUNS", *MAP, "--fix", "alpha=x"), ("--fix alpha=x", "expected a number")),
+        (("hoffmann", "RUNS", *MAP, "--fix", "alpha=-1"), ("alpha = -1 to hold fixed", "above 0")),
+        (("hoffmann", "RUNS", *MAP, "--hold-out", "largest:name"), ("column name", "expected numbers")),
         (("hoffmann", "RUNS", *MAP, "--bootstrap", "3"), ("at least 50",)),
         (("hoffmann", "RUNS", *MAP, "--bootstrap", "50", "--seed", "-1"), ("--seed: found -1", "0 or more")),
         (("hoffmann", "RUNS", *MAP, "--by", "sweep"), ("--bootstrap",)),
@@ -240,8 +289,13 @@ def test_a_design_shrinks_the_interval_that_was_asked_for(lab, table):
     other = document(lab("design", "hoffmann", table, *MAP, "--budget", "1e22", "--for", "alpha", *dear, "--json"))
     assert len(other["runs"]) <= 9 and other["runs"][0]["cost"] > 1e21
     assert_refused(lab("design", "hoffmann", table, *MAP, "--budget", "1e22", "--for", "gamma"), "gamma", "alpha")
-    none = ("--budget", "1e22", "--reach", "0")
-    assert_refused(lab("design", "hoffmann", table, *MAP, *none), "--reach: found 0", "above 0")
+    for option, words in (("--reach", "finite number above 1"), ("--runs", "1 or more")):
+        wrong = lab("design", "hoffmann", table, *MAP, "--budget", "1e22", option, "0")
+        assert_refused(wrong, f"{option}: found 0, expected", words)
+    flat = document(lab("design", "hoffmann", table, *MAP, "--budget", "10", "--for", "alpha", "--cost", "5", "--json"))
+    assert [run["cost"] for run in flat["runs"]] == [5.0, 5.0]
+    text = lab("design", "hoffmann", table, *MAP, "--budget", "10", "--cost", "'a'")
+    assert_refused(text, "column cost: found 'a'", "expected numbers")
 
 
 def shell(*argv, **environment):

@@ -156,6 +156,11 @@ def test_a_budget_is_kept_and_grids_reach_beyond_the_data():
 def test_what_cannot_be_planned_is_refused():
     found = fit(law("hoffmann"), surface(), SQUARES)
     runs = grid(N=[1e9], D=[1e11])
+    for reach in (1.0, -2.0, np.inf, np.nan):
+        with pytest.raises(LawError, match="--reach: found .*, expected a finite number above 1"):
+            around(found, reach)
+    with pytest.raises(LawError, match="--runs: found 0, expected 1 or more"):
+        plan(found, runs, 1e22, "a", runs=0)
     with pytest.raises(LawError, match="quantity 'gamma', expected one of"):
         rank(found, runs, "gamma")
     with pytest.raises(LawError, match="no candidate within the budget of 1e\\+18"):

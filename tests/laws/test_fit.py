@@ -11,11 +11,13 @@ from scipy.special import huber
 from scipy.stats import t as student
 
 from lab.laws import fit as fitting
+from lab.laws.bootstrap import percentile_interval
 from lab.laws.errors import LawError
 from lab.laws.fit import fit
 from lab.laws.intervals import bootstrap, draw, profile, settled
-from lab.laws.law import Column, Law, law, real
+from lab.laws.law import Column, Law, exponent, law, positive, real
 from lab.laws.objective import Objective
+from lab.laws.record import unlimited
 from lab.laws.solve import Rows
 
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
@@ -137,6 +139,21 @@ def test_weights_count_rows():
     assert weighted.values == pytest.approx(repeated.values, rel=1e-8)
 
 
+@pytest.mark.parametrize("factor", [0.01, 100.0])
+@pytest.mark.parametrize("name", ["huber", "least-squares", "lad"])
+def test_only_ratios_of_weights_count(name, factor):
+    data, weights = line(n=20), np.random.default_rng(0).uniform(0.2, 3, 20)
+    ours, scaled = (
+        fit(law("power"), rows(data.columns, data.target, w), Objective(name)) for w in (weights, factor * weights)
+    )
+    np.testing.assert_allclose(scaled.theta, ours.theta, rtol=1e-6)
+    np.testing.assert_allclose(scaled.covariance, ours.covariance, rtol=1e-5)
+    np.testing.assert_allclose(scaled.alike_covariance, ours.alike_covariance, rtol=1e-5)
+    known = profile(ours, level=0.9)
+    for constant, interval in profile(scaled, level=0.9).items():
+        assert (interval.low, interval.high) == pytest.approx((known[constant].low, known[constant].high), rel=1e-4)
+
+
 def test_every_resample_is_solved_to_its_optimum():
     data = surface(0.02)
     found = fit(law("hoffmann"), data)
@@ -146,6 +163,55 @@ def test_every_resample_is_solved_to_its_optimum():
     for i in (0, 7, 23):
         alone = fit(law("hoffmann"), rows(data.columns, data.target, counts[i]))
         assert resamples.quantities["alpha"][i] == pytest.approx(alone.values["alpha"], rel=1e-5)
+
+
+def custom(formula, parameters, predict) -> Law:
+    columns, target = (Column("x", "any"),), Column("y", "any")
+    return Law("custom", formula, "-", columns, target, parameters, predict, ("c",), SQUARES)
+
+
+def test_a_constant_that_resamples_run_to_zero_has_an_open_interval():
+    """A power law has no offset: searches for one end where it is lost in rounding, not at 0."""
+    data = line(n=30)
+    found = fit(law("power-offset"), data, SQUARES)
+    resamples = bootstrap(found, draw(30, 100, seed=0))
+    assert resamples.quantities["E"].min() > 0
+    interval = resamples.intervals(0.9, 30)["E"]
+    assert interval.low == 0 == profile(found, ["E"], 0.9)["E"].low and 0 < interval.high < np.inf
+    assert unlimited(found, resamples.intervals(0.9, 30)) == [
+        "not identified: the rows set no limit to E on one side or both"
+    ]
+
+
+def test_a_constant_that_resamples_run_to_infinity_has_an_open_interval():
+    x = np.geomspace(1, 1e3, 30)
+    data = rows({"x": x}, 3 * np.exp(0.05 * np.random.default_rng(0).standard_normal(30)))
+    parameters = positive("c"), positive("K", starts=(10.0, 1e3))
+    found = fit(custom("y = c / (1 + x / K)", parameters, lambda p, x: p["c"] / (1 + x["x"] / p["K"])), data)
+    interval = bootstrap(found, draw(30, 100, seed=0)).intervals(0.9, 30)["K"]
+    assert interval.high == np.inf == profile(found, ["K"], 0.9)["K"].high and 1e3 < interval.low < 1e6
+
+
+def test_the_exponent_of_a_term_that_resamples_lose_is_no_answer():
+    """Losses that rise leave nothing of a term that falls."""
+    x = np.geomspace(1, 1e3, 30)
+    data = rows({"x": x}, 3 * x**0.2 * np.exp(0.01 * np.random.default_rng(0).standard_normal(30)))
+    parameters = positive("c"), positive("A"), exponent("alpha")
+    found = fit(custom("y = c + A / x^alpha", parameters, lambda p, x: p["c"] + p["A"] * x["x"] ** -p["alpha"]), data)
+    resamples = bootstrap(found, draw(30, 100, seed=0))
+    assert (resamples.unlimited["A"] == 0).all() and np.isnan(resamples.unlimited["alpha"]).all()
+    assert resamples.intervals(0.9, 30)["alpha"].reason == "only 0 of 100 resamples gave an answer (50 needed)"
+
+
+def test_constants_that_are_limited_have_the_percentiles_of_their_resamples():
+    """Those that are held fixed are none of the constants that small samples pay for."""
+    data = surface(0.02)
+    for fixed in ({}, {"alpha": 0.35}):
+        resamples = bootstrap(fit(law("hoffmann"), data, SQUARES, fixed=fixed), draw(len(data), 60, seed=0))
+        for name, interval in resamples.intervals(0.9, 12).items():
+            if name not in fixed:
+                assert interval == percentile_interval(resamples.quantities[name], 0.9, 12, 5 - len(fixed))
+    assert resamples.intervals(0.9, 12)["alpha"].reason == "held fixed"
 
 
 def test_groups_are_drawn_whole():
@@ -289,6 +355,28 @@ def test_fixed_constants_stay():
     found = fit(law("hoffmann"), surface(0.02), fixed={"alpha": 0.3})
     assert found.values["alpha"] == pytest.approx(0.3, rel=1e-12)
     assert found.covariance[found.law.names.index("alpha")].sum() == 0
+
+
+def test_what_follows_from_fixed_constants_alone_has_no_interval():
+    found = fit(law("hoffmann"), surface(0.02), SQUARES, fixed={"alpha": 0.35, "beta": 0.37})
+    for intervals in (profile(found), bootstrap(found, draw(120, 60, seed=0)).intervals(0.9, 120)):
+        held = {name for name, interval in intervals.items() if interval.reason == "held fixed"}
+        assert held == {"alpha", "beta", "a"}
+        assert all(intervals[name].known for name in ("E", "A", "B")) and unlimited(found, intervals) == []
+
+
+@pytest.mark.parametrize(
+    "fixed, words",
+    [
+        ({"gamma": 1.0}, "no constant 'gamma' to hold fixed, expected E, A, B, alpha, beta"),
+        ({"alpha": 0.0}, "alpha = 0 to hold fixed, expected a finite number above 0"),
+        ({"E": np.nan}, "E = nan"),
+        (TRUTH, "all its constants held fixed"),
+    ],
+)
+def test_constants_that_cannot_be_held_are_refused(fixed, words):
+    with pytest.raises(LawError, match=words):
+        fit(law("hoffmann"), surface(0.02), fixed=fixed)
 
 
 def test_rows_that_cannot_determine_a_law_are_refused():

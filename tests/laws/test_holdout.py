@@ -128,6 +128,10 @@ def test_rules_choose_rows():
             chosen(frame, rule)
     with pytest.raises(TableError, match="one value of N"):
         largest({"N": np.ones(3)}, "N")
+    with pytest.raises(TableError, match="column run: found 'a' in 3 rows .*, expected numbers"):
+        chosen(frame.assign(run=["a", "b", "c"]), "largest run")
+    with pytest.raises(TableError, match="column D: found NaN or nothing in 1 row"):
+        chosen(frame.assign(D=[1e10, np.nan, 2e10]), "largest D")
 
 
 def test_what_cannot_be_held_out_is_refused():

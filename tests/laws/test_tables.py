@@ -85,6 +85,7 @@ def test_a_missing_column_is_named_with_what_it_could_be():
 def test_a_map_that_cannot_be_meant():
     refused(runs(), "--map D=flops / 6", "flops", "found columns N, D, loss", mapping={"D": "flops / 6"})
     refused(runs(), "--map N=loss +", "found columns", mapping={"N": "loss +"})
+    refused(runs(), "--map D=[1,2]", "found columns", mapping={"D": "[1,2]"})
 
 
 def test_what_is_no_number_is_named_with_its_line():
@@ -110,6 +111,8 @@ def test_zero_and_less_have_no_logarithm():
 
 def test_too_few_rows_and_axes_of_one_value():
     refused(runs().head(4), "found 4 rows, expected at least 5", "E, A, B, alpha, beta")
+    refused(runs().head(3), "found 3 rows, expected at least 4", "E, A, B, beta", fixed=("alpha",))
+    assert len(rows(law("hoffmann"), runs().head(4), fixed=("alpha",))) == 4
     refused(runs(N=1e8), "column N: found one value (1e+08) in all 8 rows", "differ in N")
     refused(runs(N=1e8, D=1e10, loss=3.0), "found 8 copies of one row")
 
