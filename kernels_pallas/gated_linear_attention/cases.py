@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ def _case(direction: str, kind: str, width: int, dtype, chunk: int) -> Case:
     state = shape((BATCH, HEADS, width, width), jnp.float32)
     saved = shape((BATCH, HEADS, LENGTH // chunk, width, width), jnp.float32)
     sizes = {"chunk": chunk, "heads": tpu.default_sizes(kind, dtype, width)["heads"]}
+    together = sizes["heads"] if direction == "forward" else tpu.backward_heads(kind, sizes["heads"])
     if direction == "forward":
         function, arguments, results = tpu.forward, (q, q, q, g, state), (q, state, saved)
     else:
@@ -34,7 +34,7 @@ def _case(direction: str, kind: str, width: int, dtype, chunk: int) -> Case:
         # The recurrence itself, token by token; its gradient makes the state and its gradient, and reads each twice.
         flops=(4 if direction == "forward" else 12) * BATCH * HEADS * LENGTH * width * width,
         floor_bytes=size_of(*arguments, *results),
-        steps={f"gated_linear_attention_{kind}_{direction}": BATCH * HEADS * LENGTH // math.prod(sizes.values())},
+        steps={f"gated_linear_attention_{kind}_{direction}": BATCH * HEADS * LENGTH // (chunk * together)},
     )
 
 

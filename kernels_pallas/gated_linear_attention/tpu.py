@@ -25,9 +25,13 @@ from kernels_pallas.gated_linear_attention.chunk import NT, TN, dot
 def default_sizes(kind: str, dtype, width: int) -> dict[str, int]:
     """Chunks as wide as the chip's matrix unit ("scalar"; a tree of gates is deep enough at 128); as many heads as let
     the backward pass live in 16 MiB."""
-    chunk = current().mxu if kind == "scalar" else 128
-    heads = {"scalar": 16, "vector": 8}[kind] // (jnp.dtype(dtype).itemsize * pl.cdiv(width, 128))
-    return {"chunk": chunk, "heads": max(1, heads)}
+    heads = 16 // (jnp.dtype(dtype).itemsize * pl.cdiv(width, 128))
+    return {"chunk": current().mxu if kind == "scalar" else 128, "heads": max(1, heads)}
+
+
+def backward_heads(kind: str, heads: int) -> int:
+    """Heads of one program of the backward pass: with a tree of gates half of the forward pass's, for room."""
+    return max(1, heads // 2) if kind == "vector" else heads
 
 
 def forward(q, k, v, g, state, *, scale: float, chunk: int, heads: int, save: bool = True, interpret: bool = False):
@@ -67,7 +71,7 @@ def backward(q, k, v, g, states, do, dfinal, *, scale: float, chunk: int, heads:
     Returns:
       Gradients of q, k, v, g (float32) and of the initial state.
     """
-    plan = Plan(q, v, g, chunk, heads, reverse=True)
+    plan = Plan(q, v, g, chunk, backward_heads("vector" if g.ndim == 4 else "scalar", heads), reverse=True)
     shared = jax.ShapeDtypeStruct(plan.dq_shape, q.dtype if plan.dq_shape == q.shape else jnp.float32)
     out_shape = [
         shared,
