@@ -58,13 +58,16 @@ class Executable:
     kernels: tuple[Kernel, ...]
 
     def moves(self, least_bytes: int = 1 << 16) -> list[tuple[str, int]]:
-        """(opcode, bytes written) of each copy, transpose or reshape that moves at least so much in HBM."""
-        pattern = r"= \(?(\w+)\[([\d,]*)\]\{[^}]*\}[^=\n]*? (copy|copy-start|transpose|reshape)\("
+        """(opcode, bytes written) of each copy, transpose or reshape that moves at least so much within HBM.
+
+        Not of copies into VMEM (memory space 1), by which the compiler fetches an operand ahead of time.
+        """
+        pattern = r"= \(?(\w+)\[([\d,]*)\]\{([^}]*)\}[^=\n]*? (copy|copy-start|transpose|reshape)\("
         found = []
-        for dtype, shape, opcode in re.findall(pattern, self.hlo):
+        for dtype, shape, layout, opcode in re.findall(pattern, self.hlo):
             width = int(re.search(r"\d+$", dtype)[0]) / 8 if re.search(r"\d+$", dtype) else 1
             size = int(math.prod(map(int, shape.split(","))) * width) if shape else 0
-            if size >= least_bytes:
+            if size >= least_bytes and "S(1)" not in layout:
                 found.append((opcode, size))
         return found
 
