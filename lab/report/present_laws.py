@@ -14,6 +14,11 @@ from lab.report.text import bounded, interval, number, paragraph, table
 
 Block = tuple[str, Any]
 HEADING, TEXT, WARNING, TABLE = "heading", "text", "warning", "table"
+LEGEND = (
+    "Errors are of residuals as they were fitted (of ln loss, unless the objective is linear); behind: mean size of "
+    "error less the best's, row by row; covered: share of rows inside their prediction interval. The nearest run and "
+    "the mean of the rest are predictions that need no law."
+)
 
 
 def as_text(blocks: Iterable[Block]) -> Iterator[str]:
@@ -97,11 +102,21 @@ def comparison_blocks(document: Mapping[str, Any]) -> Iterator[Block]:
     if comparison["held_out"]:
         yield HEADING, f"Held-out error: {comparison['hold_out']}"
         yield TABLE, listed_table(comparison["held_out"])
+        yield TEXT, ranking(comparison["held_out"])
+        yield TEXT, LEGEND
     yield HEADING, "On the rows that were fitted"
     yield TABLE, listed_table(comparison["fitted"])
     yield TEXT, comparison["information"]
     for fit in document["fits"]:
         yield from fit_blocks(fit, alone=False)
+
+
+def ranking(held_out: Sequence[Mapping[str, Any]]) -> str:
+    """Who predicts the held-out rows best, and which cannot be told from it: behind by under two standard errors."""
+    best, *rest = held_out
+    near = [row["law"] for row in rest if not _number(row["behind"]) >= 2 * _number(row["behind_error"])]
+    told = f"not told from it by these rows: {', '.join(near)}" if near else "every other is clearly behind"
+    return f"{best['law']} predicts these rows best (mean error {number(best['mean_error'])}); {told}."
 
 
 def quantities(head: str, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:

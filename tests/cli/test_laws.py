@@ -89,9 +89,11 @@ def test_three_laws_of_a_file_are_compared_by_held_out_error_in_one_command(lab,
     assert code == 0, err
     lines = out.strip().splitlines()
     assert lines[0].startswith("Held-out error: largest params")
-    order = [line.split()[0] for line in lines[2:9] if line.split() and line.split()[0] in names.split(",")]
+    (end,) = (i for i, line in enumerate(lines) if "predicts these rows best" in line)
+    order = [line.split()[0] for line in lines[2:end] if line.split() and line.split()[0] in names.split(",")]
     assert sorted(order) == sorted(names.split(","))
     assert order[-1] == "kaplan" and "nearest run" in out  # it has no floor, and the truth has one
+    assert lines[end].startswith(f"{order[0]} ") and "kaplan" not in lines[end]
 
     said = document(lab("fit", names, table, *MAP, *QUICK, "--json"))
     assert [each["law"] for each in said["fits"]] == names.split(",")
