@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,10 @@ def add_verbs(verb: Any) -> None:
     _add_table(sub, DESIGN_EXAMPLES, "a law of `lab laws`")
     sub.add_argument("--budget", type=float, required=True, metavar="FLOPS", help="for all new runs together")
     sub.add_argument("--for", dest="quantity", metavar="NAME", help="a constant or derived quantity; all, if left out")
+    at = {"action": "append", "default": [], "metavar": "N=VALUE,D=VALUE"}
+    sub.add_argument(
+        "--at", help="instead of --for: a point where the law is to predict well; several are averaged", **at
+    )
     sub.add_argument("--runs", type=int, default=8, help="at most (default: %(default)s)")
     sub.add_argument("--reach", type=float, default=4.0, help="candidates go up to this times the largest value")
     sub.add_argument("--cost", metavar="EXPR", help="FLOPs of a run as an expression of columns (default: 6 * N * D)")
@@ -161,13 +166,15 @@ def design(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
 
     candidates = designing.around(found, options.reach)
     given = cost if options.cost else None
-    plan = designing.plan(found, candidates, options.budget, options.quantity, cost=given, runs=options.runs)
+    at = points(options.at, found.law)
+    plan = designing.plan(found, candidates, options.budget, options.quantity, at, given, options.runs)
     document = {
         "law": found.law.name,
-        "for": options.quantity,
+        "for": options.quantity or (f"predictions at {' and '.join(options.at)}" if at else None),
         "budget": options.budget,
         "cost": options.cost or "6 * N * D",
         "candidates": len(next(iter(candidates.values()))),
+        "standard_error": float(plan["standard_error"][0] / (1 - plan["shrinks"][0])),
         "warnings": list(found.certificate.warnings),
         "runs": plan.to_dict("records"),
     }
@@ -270,6 +277,22 @@ def pairs(words: Iterable[str], option: str) -> dict[str, str]:
             raise ConfigError(f"{option} {word}: expected NAME=VALUE, for example {option} N=millions")
         found[name.strip()] = value.strip()
     return found
+
+
+def points(words: Sequence[str], law: Any) -> dict[str, list[float]] | None:
+    """`["N=1e9,D=2e10"]` -> `{"N": [1e9], "D": [2e10]}`, every column of the law once a point."""
+    found: dict[str, list[float]] = {column.name: [] for column in law.columns}
+    for word in words:
+        point = pairs(word.split(","), "--at")
+        try:
+            values = {name: float(value) for name, value in point.items()}
+        except ValueError:
+            values = {}
+        if set(values) != set(found) or not all(math.isfinite(value) for value in values.values()):
+            raise ConfigError(f"--at {word}: expected a number for each of {', '.join(found)}")
+        for name, value in values.items():
+            found[name].append(value)
+    return found if words else None
 
 
 def fixed_of(words: Iterable[str], chosen: Sequence[Any]) -> dict[str, float]:

@@ -253,8 +253,9 @@ def design_blocks(document: Mapping[str, Any]) -> Iterator[Block]:
         yield WARNING, warning
     aim = document["for"] or "all constants together"
     costs = f"{document['candidates']} candidates, each costing {document['cost']}"
-    within = f"within {number(document['budget'])} FLOPs, of {costs}"
-    yield TEXT, f"Runs for {aim} of {document['law']} {within}; standard error after each:"
+    within = f"within {document['budget']:.4g} FLOPs, of {costs}"
+    today = f"standard error now {number(document['standard_error'])}, and after each:"
+    yield TEXT, f"Runs for {aim} of {document['law']} {within}; {today}"
     yield TABLE, listed_table(document["runs"])
 
 

@@ -294,6 +294,13 @@ def test_a_design_shrinks_the_interval_that_was_asked_for(lab, table):
     for option, words in (("--reach", "finite number above 1"), ("--runs", "1 or more")):
         wrong = lab("design", "hoffmann", table, *MAP, "--budget", "1e22", option, "0")
         assert_refused(wrong, f"{option}: found 0, expected", words)
+    far = ("design", "hoffmann", table, *MAP, "--budget", "1e22", "--at", "N=1e11,D=1e12")
+    aimed = document(lab(*far, "--json"))
+    assert aimed["runs"][-1]["standard_error"] < aimed["runs"][0]["standard_error"] < aimed["standard_error"]
+    shrunk = aimed["runs"][-1]["standard_error"] / aimed["standard_error"]
+    assert aimed["runs"][-1]["shrinks"] == pytest.approx(1 - shrunk)
+    assert_refused(lab(*far, "--at", "N=1e11"), "--at N=1e11", "each of N, D")
+    assert_refused(lab(*far, "--for", "alpha"), "one of them")
     flat = document(lab("design", "hoffmann", table, *MAP, "--budget", "10", "--for", "alpha", "--cost", "5", "--json"))
     assert [run["cost"] for run in flat["runs"]] == [5.0, 5.0]
     text = lab("design", "hoffmann", table, *MAP, "--budget", "10", "--cost", "'a'")
