@@ -3,6 +3,7 @@
 import pytest
 
 from lab import cli
+from lab.laws import law as lawbook
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,8 +28,9 @@ def root(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def lab(capfd):
-    """Runs a command: exit code, standard output, standard error."""
+def lab(capfd, monkeypatch):
+    """Runs a command: exit code, standard output, standard error. Laws of a `--law-file` are forgotten afterwards."""
+    monkeypatch.setattr(lawbook, "_LAWS", lawbook.laws())
 
     def run(*argv):
         capfd.readouterr()
