@@ -130,7 +130,9 @@ def simulated(name: str, truth: dict, noise: float, seed: int = 0) -> Rows:
     return Rows(chosen, loss, np.ones(len(loss)), np.zeros(len(loss), bool))
 
 
-@pytest.mark.parametrize("name, truth", [("annealing", ANNEALING), ("multi-power", MULTI_POWER)])
+@pytest.mark.parametrize(
+    "name, truth", [("annealing", ANNEALING), pytest.param("multi-power", MULTI_POWER, marks=pytest.mark.long)]
+)
 def test_noise_free_curves_give_their_constants_back(name, truth):
     found = fit(law(name), simulated(name, truth, 0.0))
     assert found.values == pytest.approx(truth, rel=1e-4)
