@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from lab.laws.datasets import load
-from lab.laws.errors import DataSetError
 from lab.laws.fit import fit
 from lab.laws.law import law
 from lab.laws.objective import Objective
@@ -131,12 +129,9 @@ def test_no_column_is_left_with_one_value():
     assert set(frame["choice"]) == {"headline", "outliers", "objective"}
 
 
-def test_five_points_decide_the_chinchilla_exponent():
+def test_five_points_decide_the_chinchilla_exponent(published):
     """a = 0.514 without the five highest losses, 0.565 with them (independent re-fits of the published points)."""
-    try:
-        frame = load("chinchilla_svg")
-    except DataSetError as error:
-        pytest.skip(str(error))
+    frame = published("chinchilla_svg")
     kept = ~frame.index.isin(frame["loss"].nlargest(5).index)
     columns = {"N": frame["params"].to_numpy(), "D": (frame["flops"] / frame["params"] / 6).to_numpy()}
     found = fit(law("hoffmann"), rows(columns, frame["loss"].to_numpy(), kept * 1.0))
