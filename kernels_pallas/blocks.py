@@ -29,3 +29,21 @@ def pick(
     if not rows:
         return dict(default)
     return {**default, **min(rows, key=lambda row: abs(row["width"] - width))["blocks"]}
+
+
+def lanes_and_rows(
+    operation: str, x: Any, default: Mapping[str, int], asked: Mapping[str, int] | None
+) -> tuple[tuple[str, int], ...]:
+    """Sizes, multiples of 128, of a scan over x [B, T, D]: the user's before the table's before `default`.
+
+    Raises:
+      ValueError: a size of another name, or no positive multiple of 128.
+    """
+    unknown = set(asked or {}) - set(default)
+    if unknown:
+        raise ValueError(f"block_sizes: found {', '.join(sorted(unknown))}, expected some of {', '.join(default)}")
+    sizes = pick(operation, "both", x.dtype, x.shape[2], default=default) | dict(asked or {})
+    for name, size in sizes.items():
+        if size < 1 or size % 128:
+            raise ValueError(f"block_sizes: found {name} {size}, expected a positive multiple of 128")
+    return tuple(sorted(sizes.items()))

@@ -11,7 +11,7 @@ import numpy as np
 
 from kernels_pallas import blocks, dispatch
 from kernels_pallas.delta_rule import cpu, reference, tpu
-from kernels_pallas.delta_rule.segments import resets
+from kernels_pallas.segments import resets
 
 CHUNKS = (16, 32, 64, 128)
 DTYPES = ("bfloat16", "float32", "float64")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.delta_rule.segments import resets
+from kernels_pallas.segments import resets
 
 
 def step(q, k, v, beta, g, state, *, scale):

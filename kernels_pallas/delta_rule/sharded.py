@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from kernels_pallas.delta_rule.api import check, fail, in_chunks
-from kernels_pallas.delta_rule.segments import resets
+from kernels_pallas.segments import resets
 
 
 def sharded_delta_rule(

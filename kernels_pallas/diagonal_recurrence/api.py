@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from kernels_pallas import blocks, dispatch
 from kernels_pallas.diagonal_recurrence import cpu, tpu
+from kernels_pallas.segments import kept
 
 OPERATION = "diagonal_recurrence"
 DTYPES = ("bfloat16", "float32", "float64")
@@ -73,16 +74,9 @@ def step(x, log_a, *, state) -> tuple[jax.Array, jax.Array]:
     return state.astype(x.dtype), state
 
 
-def kept(segment_ids, dtype) -> tuple[jax.Array, ...]:
-    """() without segments, else [B, T]: zero at a token that starts one, where the state before is forgotten."""
-    if segment_ids is None:
-        return ()
-    return (jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True).astype(dtype),)
-
-
 def scanned(x, log_a, state, keep, block_sizes) -> tuple[jax.Array, jax.Array]:
     """(h, h_T) of checked arguments, `keep` as `kept` gives it."""
-    sizes = _sizes(x, block_sizes)
+    sizes = blocks.lanes_and_rows(OPERATION, x, tpu.DEFAULT, block_sizes)
     if x.size == 0:
         return jnp.zeros_like(x), state
     return _scan(x, log_a if log_a.ndim == 3 else log_a[None, None], state, keep, sizes)
@@ -121,17 +115,6 @@ def _scan_backward(sizes, residuals, cotangents):
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
-
-
-def _sizes(x, asked: Mapping[str, int] | None) -> tuple[tuple[str, int], ...]:
-    unknown = set(asked or {}) - set(tpu.DEFAULT)
-    if unknown:
-        raise ValueError(f"block_sizes: found {', '.join(sorted(unknown))}, expected some of {', '.join(tpu.DEFAULT)}")
-    sizes = blocks.pick(OPERATION, "both", x.dtype, x.shape[2], default=tpu.DEFAULT) | dict(asked or {})
-    for name, size in sizes.items():
-        if size < 1 or size % 128:
-            raise ValueError(f"block_sizes: found {name} {size}, expected a positive multiple of 128")
-    return tuple(sorted(sizes.items()))
 
 
 def check(x, log_a, initial_state, segment_ids) -> None:

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from kernels_pallas.diagonal_recurrence.api import check, kept, scanned
+from kernels_pallas.diagonal_recurrence.api import check, scanned
+from kernels_pallas.segments import kept
+from kernels_pallas.sharding import check_axes, kept_across, pass_along
 
 
 def sharded_diagonal_recurrence(
@@ -38,13 +40,7 @@ def sharded_diagonal_recurrence(
       ValueError: as `diagonal_recurrence`; an axis that the mesh lacks or that does not divide its dimension.
     """
     check(x, log_a, initial_state, segment_ids)
-    for name, axis, size in zip("BTD", (batch_axis, sequence_axis, channel_axis), x.shape):
-        if axis is not None and axis not in mesh.shape:
-            raise ValueError(f"mesh: found axes {tuple(mesh.shape)}, expected one named {axis!r}")
-        if axis is not None and size % mesh.shape[axis]:
-            raise ValueError(
-                f"dimension {name}: found {size}, expected a multiple of the {mesh.shape[axis]} devices on {axis!r}"
-            )
+    check_axes(mesh, batch_axis, sequence_axis, channel_axis, x.shape)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     if initial_state is None:
         initial_state = jnp.zeros((x.shape[0], x.shape[2]), wide)
@@ -53,23 +49,12 @@ def sharded_diagonal_recurrence(
         keep = kept(segment_ids, wide)
         if sequence_axis is None:
             return scanned(x, log_a, state, keep, block_sizes)
-        index = jax.lax.axis_index(sequence_axis)
-        if keep:
-            before = jax.lax.all_gather(segment_ids[:, -1], sequence_axis)[index - 1]
-            same = (index == 0) | (segment_ids[:, 0] == before)
-            keep = (keep[0].at[:, 0].set(same.astype(wide)),)
+        keep = kept_across(keep, segment_ids, sequence_axis)
         _, end = scanned(x, log_a, jnp.zeros_like(state), keep, block_sizes)
         log_decay = log_a.astype(wide) * x.shape[1] if log_a.ndim == 1 else jnp.sum(log_a, axis=1, dtype=wide)
         decay = jnp.broadcast_to(jnp.exp(log_decay), end.shape)
-        for flags in keep:
-            decay = decay * jnp.min(flags, axis=1)[:, None]
-
-        def pass_shard(entering, pair):
-            return pair[0] * entering + pair[1], entering
-
-        pairs = jax.lax.all_gather(jnp.stack([decay, end]), sequence_axis)
-        last, entering = jax.lax.scan(pass_shard, state, pairs)
-        h, _ = scanned(x, log_a, entering[index], keep, block_sizes)
+        entering, last = pass_along(decay, end, state, keep, sequence_axis)
+        h, _ = scanned(x, log_a, entering, keep, block_sizes)
         return h, last
 
     tokens = PartitionSpec(batch_axis, sequence_axis, channel_axis)

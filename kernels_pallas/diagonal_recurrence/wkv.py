@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas import dispatch
-from kernels_pallas.diagonal_recurrence.api import DTYPES, kept, scanned
+from kernels_pallas.diagonal_recurrence.api import DTYPES, scanned
+from kernels_pallas.segments import kept
 
 EMPTY = -1e30  # the logarithm of nothing, with which sums and differences stay finite
 

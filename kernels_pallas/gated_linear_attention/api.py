@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from kernels_pallas import blocks, dispatch
 from kernels_pallas.gated_linear_attention import cpu, tpu
 from kernels_pallas.gated_linear_attention.chunk import least
+from kernels_pallas.segments import resets
 
 OPERATION = "gated_linear_attention"
 DTYPES = ("bfloat16", "float32", "float64")
@@ -103,7 +104,7 @@ def gates(g, segment_ids, shape, dtype):
     g = g if g.ndim == 4 else jnp.broadcast_to(g, shape)
     if segment_ids is None:
         return g
-    starts = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
+    starts = resets(segment_ids)
     return jnp.where(starts.reshape(*starts.shape, *[1] * (g.ndim - 2)), least(dtype), g)
 
 

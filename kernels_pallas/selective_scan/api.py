@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas import blocks, dispatch
+from kernels_pallas.segments import kept
 from kernels_pallas.selective_scan import cpu, padded, tpu
 
 OPERATION = "selective_scan"
@@ -92,19 +93,12 @@ def step(x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False, *, sta
 
 def scanned(x, dt, A, B, C, state, keep, block_sizes) -> tuple[jax.Array, jax.Array]:
     """(C h, last state) of checked arguments, dt after bias and softplus; `keep` () or ([B, T],), zero at a start."""
-    sizes = _sizes(x, block_sizes)
+    sizes = blocks.lanes_and_rows(OPERATION, x, tpu.DEFAULT, block_sizes)
     if x.size == 0:
         return jnp.zeros_like(x), state
     columns = (jnp.swapaxes(y, 1, 2) for y in (B, C))
     y, last = _scan(x, dt, A.T[None], *columns, jnp.swapaxes(state, 1, 2), keep, sizes)
     return y, jnp.swapaxes(last, 1, 2)
-
-
-def kept(segment_ids, dtype) -> tuple[jax.Array, ...]:
-    """() without segments, else [B, T]: zero at a token that starts one, where the state before is forgotten."""
-    if segment_ids is None:
-        return ()
-    return (jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True).astype(dtype),)
 
 
 def effective_time(dt, bias, softplus):
@@ -159,17 +153,6 @@ def _scan_backward(sizes, residuals, cotangents):
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
-
-
-def _sizes(x, asked: Mapping[str, int] | None) -> tuple[tuple[str, int], ...]:
-    unknown = set(asked or {}) - set(tpu.DEFAULT)
-    if unknown:
-        raise ValueError(f"block_sizes: found {', '.join(sorted(unknown))}, expected some of {', '.join(tpu.DEFAULT)}")
-    sizes = blocks.pick(OPERATION, "both", x.dtype, x.shape[2], default=tpu.DEFAULT) | dict(asked or {})
-    for name, size in sizes.items():
-        if size < 1 or size % 128:
-            raise ValueError(f"block_sizes: found {name} {size}, expected a positive multiple of 128")
-    return tuple(sorted(sizes.items()))
 
 
 def check(given, initial_state, segment_ids) -> None:

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from kernels_pallas.selective_scan.api import check, effective_time, gated, kept, scanned
+from kernels_pallas.segments import kept
+from kernels_pallas.selective_scan.api import check, effective_time, gated, scanned
+from kernels_pallas.sharding import check_axes, kept_across, pass_along
 
 
 def sharded_selective_scan(
@@ -46,13 +48,7 @@ def sharded_selective_scan(
     """
     given = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
     check(given, initial_state, segment_ids)
-    for name, axis, size in zip("BTD", (batch_axis, sequence_axis, channel_axis), x.shape):
-        if axis is not None and axis not in mesh.shape:
-            raise ValueError(f"mesh: found axes {tuple(mesh.shape)}, expected one named {axis!r}")
-        if axis is not None and size % mesh.shape[axis]:
-            raise ValueError(
-                f"dimension {name}: found {size}, expected a multiple of the {mesh.shape[axis]} devices on {axis!r}"
-            )
+    check_axes(mesh, batch_axis, sequence_axis, channel_axis, x.shape)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     if initial_state is None:
         initial_state = jnp.zeros((x.shape[0], *A.shape), wide)
@@ -62,22 +58,10 @@ def sharded_selective_scan(
         dt, keep = effective_time(given["dt"], given["dt_bias"], dt_softplus), kept(ids, wide)
         entering = state
         if sequence_axis is not None:
-            index = jax.lax.axis_index(sequence_axis)
-            if keep:
-                before = jax.lax.all_gather(ids[:, -1], sequence_axis)[index - 1]
-                same = (index == 0) | (ids[:, 0] == before)
-                keep = (keep[0].at[:, 0].set(same.astype(wide)),)
+            keep = kept_across(keep, ids, sequence_axis)
             _, end = scanned(x, dt, A, B, C, jnp.zeros_like(state), keep, block_sizes)
             decay = jnp.exp(jnp.sum(dt, axis=1, dtype=wide)[:, :, None] * A.astype(wide))
-            for flags in keep:
-                decay = decay * jnp.min(flags, axis=1)[:, None, None]
-
-            def pass_shard(entering, pair):
-                return pair[0] * entering + pair[1], entering
-
-            pairs = jax.lax.all_gather(jnp.stack([decay, end]), sequence_axis)
-            whole, all_entering = jax.lax.scan(pass_shard, state, pairs)
-            entering = all_entering[index]
+            entering, whole = pass_along(decay, end, state, keep, sequence_axis)
         y, last = scanned(x, dt, A, B, C, entering, keep, block_sizes)
         y = gated(y, x, given["D"], given["z"])
         return y, last if sequence_axis is None else whole
