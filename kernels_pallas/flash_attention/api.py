@@ -233,7 +233,10 @@ def _checked_blocks(block_sizes) -> tuple[tuple[str, int], ...]:
 
 
 def _by_batch(function, *arguments):
-    """`function` of pytrees of arrays with the batch axis first, folded under vmap."""
+    """A kernel of pytrees of arrays with the batch axis first, folded under vmap.
+
+    The plain form takes the mapped axis as it is: folded, its transposes would meet reshapes and not cancel.
+    """
     leaves, tree = jax.tree.flatten(arguments)
     return dispatch.folded(lambda *leaves: function(*tree.unflatten(leaves)))(*leaves)
 
@@ -251,33 +254,24 @@ def _has_kernel(arrays) -> bool:
 
 def forward(setting: Setting, *arrays):
     """Results, log-sum-exp and what the plain form keeps for `backward`, by the form of the platform."""
+    plain = functools.partial(cpu.forward, **setting.of_scores)
 
-    def call(*arrays):
-        plain = functools.partial(cpu.forward, **setting.of_scores)
-        kept = jax.eval_shape(plain, *arrays)[2]
+    def kernel(*arrays):
+        # What only the plain form keeps is zeros here, which no one reads and the compiler drops.
+        spared = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(plain, *arrays)[2])
+        return *tpu.forward(*arrays, block_sizes=dict(setting.blocks), **setting.of_scores), spared
 
-        def kernel(*arrays):
-            # What only the plain form keeps is zeros here, which no one reads and the compiler drops.
-            spared = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
-            return *tpu.forward(*arrays, block_sizes=dict(setting.blocks), **setting.of_scores), spared
-
-        kernel = kernel if _has_kernel(arrays) else None
-        return dispatch.by_platform(*arrays, tpu=kernel, gpu=None, cpu=plain, what="flash_attention")
-
-    return _by_batch(call, *arrays)
+    kernel = functools.partial(_by_batch, kernel) if _has_kernel(arrays) else None
+    return dispatch.by_platform(*arrays, tpu=kernel, gpu=None, cpu=plain, what="flash_attention")
 
 
 def backward(setting: Setting, arrays, lse, delta, kept, g):
     """Gradients of query, key, value and bias (or None); `lse` and `delta` as of `statistics`."""
-
-    def call(arrays, lse, delta, kept, g):
-        plain = functools.partial(cpu.backward, **setting.of_scores)
-        kernel = functools.partial(tpu_backward.backward, block_sizes=dict(setting.blocks), **setting.of_scores)
-        kernel = kernel if _has_kernel(arrays) else None
-        saved = (*arrays, lse, delta, kept, g)
-        return dispatch.by_platform(*saved, tpu=kernel, gpu=None, cpu=plain, what="flash_attention_backward")
-
-    return _by_batch(call, arrays, lse, delta, kept, g)
+    plain = functools.partial(cpu.backward, **setting.of_scores)
+    kernel = functools.partial(tpu_backward.backward, block_sizes=dict(setting.blocks), **setting.of_scores)
+    kernel = functools.partial(_by_batch, kernel) if _has_kernel(arrays) else None
+    saved = (*arrays, lse, delta, kept, g)
+    return dispatch.by_platform(*saved, tpu=kernel, gpu=None, cpu=plain, what="flash_attention_backward")
 
 
 def statistics(sinks, out, lse, g, g_lse):

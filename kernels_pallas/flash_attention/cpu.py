@@ -164,12 +164,13 @@ def _tile(mask: Mask, batch_and_heads: int, itemsize: int) -> tuple[int, int]:
 
 
 def _exponentials(x_BKSQ, most_BK1Q):
-    """exp(x - most), zeros for a query that sees nothing."""
-    return jnp.exp(x_BKSQ - jnp.where(jnp.isneginf(most_BK1Q), 0, most_BK1Q))
+    """exp(x - most), zeros for a query that sees nothing; with no select, which would part XLA's fusion in two."""
+    return jnp.exp(x_BKSQ - jnp.maximum(most_BK1Q, jnp.finfo(most_BK1Q.dtype).min))
 
 
 def _inverse(total):
-    return jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
+    """1 / total, which is 1 or more, or 0 for a query that sees nothing: any finite number does there."""
+    return 1 / jnp.maximum(total, 1)
 
 
 def forward(query, key, value, bias, sinks, query_segments, key_segments, *, mask: Mask, scale, logits_soft_cap):
