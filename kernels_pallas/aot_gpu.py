@@ -48,10 +48,20 @@ def compile_for_h200(function: Callable, *arguments: Any) -> Any:
       Unavailable: no CUDA compiler here.
       jax.errors.JaxRuntimeError, ValueError: as the compiler or the lowering says.
     """
-    from jax._src.mesh import AbstractDevice  # as in `kernels_pallas.aot`
-
     place = SingleDeviceSharding(device())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
-    seen = AbstractDevice(device_kind="NVIDIA H200", num_cores=CORES, platform="gpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=seen)):
+    with _on_an_h200():
         return jax.jit(function).lower(*shapes).compile()
+
+
+def lower_for_cuda(function: Callable, *arguments: Any) -> str:
+    """The program as it goes to the CUDA compiler, which need not be here: it names the kernels that were chosen."""
+    with _on_an_h200():
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def _on_an_h200() -> Any:
+    from jax._src.mesh import AbstractDevice  # as in `kernels_pallas.aot`
+
+    seen = AbstractDevice(device_kind="NVIDIA H200", num_cores=CORES, platform="gpu")
+    return jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=seen))
