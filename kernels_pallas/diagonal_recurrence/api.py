@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas import blocks, dispatch
-from kernels_pallas.diagonal_recurrence import cpu, tpu
+from kernels_pallas.diagonal_recurrence import cpu, gpu, tpu
 from kernels_pallas.segments import kept
 
 OPERATION = "diagonal_recurrence"
@@ -34,7 +34,7 @@ def diagonal_recurrence(
     (arXiv:2410.01201); an exponential average with one decay a channel.
 
     Args:
-      x: [B, T, D], bfloat16, float32, or where no kernel is used float64.
+      x: [B, T, D], bfloat16 or float32; or float64, for which plain XLA is taken on every platform.
       log_a: logarithms of the decay, at most zero, [B, T, D] or, constant in time, [D]; any floating dtype. -inf is
         allowed and forgets all. That none is positive is checked where the values are known: outside of `jax.jit` and
         of its transformations. A traced value cannot be checked.
@@ -87,7 +87,7 @@ def _scan(x, g, state, keep, sizes):
     call = functools.partial(
         dispatch.by_platform,
         tpu=None if x.dtype == jnp.float64 else functools.partial(tpu.forward, **dict(sizes)),
-        gpu=None,
+        gpu=None if x.dtype == jnp.float64 else gpu.forward,
         cpu=cpu.forward,
         what=OPERATION,
     )
@@ -104,7 +104,7 @@ def _scan_backward(sizes, residuals, cotangents):
     call = functools.partial(
         dispatch.by_platform,
         tpu=None if h.dtype == jnp.float64 else functools.partial(tpu.backward, **dict(sizes)),
-        gpu=None,
+        gpu=None if h.dtype == jnp.float64 else gpu.backward,
         cpu=cpu.backward,
         what=OPERATION,
     )
