@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import dispatch
-from kernels_pallas.flash_attention import cpu, tpu, tpu_backward
+from kernels_pallas.flash_attention import cpu, gpu, gpu_backward, tpu, tpu_backward
 from kernels_pallas.flash_attention.mask import Mask
 
 DTYPES = ("bfloat16", "float32", "float64")
@@ -52,9 +52,9 @@ def flash_attention(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Softmax attention, softmax(cap(query key^T scale + bias)) value, with memory linear in T and S.
 
-    One signature for every platform: Pallas kernels on TPU, tiled plain XLA operations elsewhere; differentiable once,
-    in query, key, value, bias, sinks and through the log-sum-exp. Online softmax: arXiv:2205.14135, algorithm 1, and
-    arXiv:2307.08691. Under `jax.vmap` the mapped axis joins the batch.
+    One signature for every platform: Pallas kernels on TPU and on NVIDIA GPUs, tiled plain XLA operations elsewhere and
+    for float64; differentiable once, in query, key, value, bias, sinks and through the log-sum-exp. Online softmax:
+    arXiv:2205.14135, algorithm 1, and arXiv:2307.08691. Under `jax.vmap` the mapped axis joins the batch.
 
     Args:
       query: [B, T, N, H], float32 or bfloat16 (float64 outside TPUs), H at most 256.
@@ -247,31 +247,33 @@ def attention(setting: Setting, query, key, value, bias, sinks, query_segments, 
     return _forward(setting, query, key, value, bias, sinks, query_segments, key_segments)[0]
 
 
-def _has_kernel(arrays) -> bool:
-    """Kernels compute in float32."""
-    return all(x is None or x.dtype != jnp.float64 for x in arrays)
+def _kernels(arrays, kernels):
+    """The kernels by platform, folded under vmap; none where an array is float64, for they compute in float32."""
+    served = all(x is None or x.dtype != jnp.float64 for x in arrays)
+    return {platform: functools.partial(_by_batch, run) if served else None for platform, run in kernels.items()}
 
 
 def forward(setting: Setting, *arrays):
     """Results, log-sum-exp and what the plain form keeps for `backward`, by the form of the platform."""
     plain = functools.partial(cpu.forward, **setting.of_scores)
 
-    def kernel(*arrays):
+    def kernel(run, *arrays):
         # What only the plain form keeps is zeros here, which no one reads and the compiler drops.
         spared = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(plain, *arrays)[2])
-        return *tpu.forward(*arrays, block_sizes=dict(setting.blocks), **setting.of_scores), spared
+        return *run(*arrays, **setting.of_scores), spared
 
-    kernel = functools.partial(_by_batch, kernel) if _has_kernel(arrays) else None
-    return dispatch.by_platform(*arrays, tpu=kernel, gpu=None, cpu=plain, what="flash_attention")
+    runs = {"tpu": functools.partial(tpu.forward, block_sizes=dict(setting.blocks)), "gpu": gpu.forward}
+    kernels = {platform: functools.partial(kernel, run) for platform, run in runs.items()}
+    return dispatch.by_platform(*arrays, **_kernels(arrays, kernels), cpu=plain, what="flash_attention")
 
 
 def backward(setting: Setting, arrays, lse, delta, kept, g):
     """Gradients of query, key, value and bias (or None); `lse` and `delta` as of `statistics`."""
     plain = functools.partial(cpu.backward, **setting.of_scores)
-    kernel = functools.partial(tpu_backward.backward, block_sizes=dict(setting.blocks), **setting.of_scores)
-    kernel = functools.partial(_by_batch, kernel) if _has_kernel(arrays) else None
-    saved = (*arrays, lse, delta, kept, g)
-    return dispatch.by_platform(*saved, tpu=kernel, gpu=None, cpu=plain, what="flash_attention_backward")
+    on_tpu = functools.partial(tpu_backward.backward, block_sizes=dict(setting.blocks), **setting.of_scores)
+    on_gpu = functools.partial(gpu_backward.backward, **setting.of_scores)
+    kernels = _kernels(arrays, {"tpu": on_tpu, "gpu": on_gpu})
+    return dispatch.by_platform(*arrays, lse, delta, kept, g, **kernels, cpu=plain, what="flash_attention_backward")
 
 
 def statistics(sinks, out, lse, g, g_lse):

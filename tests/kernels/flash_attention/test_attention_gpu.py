@@ -1,0 +1,117 @@
+"""The GPU kernels: interpreted values and gradients against the float64 definition; compiled for an H200."""
+
+from __future__ import annotations
+
+import functools
+
+import attention_draws as draws
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from kernels_pallas import dispatch
+from kernels_pallas.flash_attention import flash_attention, gpu, gpu_backward
+from kernels_pallas.flash_attention.mask import Mask
+
+many = settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+SMALL = {"queries": 32, "keys": 64}  # several blocks of each, of different sizes
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The public function takes the GPU's form, interpreted."""
+    for module, name in ((gpu, "forward"), (gpu_backward, "backward")):
+        small = functools.partial(getattr(module, name), block_sizes=SMALL, interpret=True)
+        monkeypatch.setattr(module, name, small)
+    monkeypatch.setattr(dispatch, "by_platform", lambda *args, tpu, gpu, cpu, what: gpu(*args))
+
+
+CAUSAL = {"shape": (1, 150, 150, 2, 1, 16), "options": {"is_causal": True}}
+EVERYTHING = {
+    "shape": (2, 100, 130, 4, 2, 24),
+    "options": {"is_causal": True, "local_window_size": 40, "first_tokens": 5, "logits_soft_cap": 3.0},
+    "bias": (1, 4),
+    "sinks": True,
+    "segments": 2,
+}
+
+
+@pytest.mark.parametrize("problem", [CAUSAL, EVERYTHING], ids=["causal", "everything"])
+def test_values_and_gradients(interpreted, problem):
+    draws.assert_as_exact_as_the_definition(flash_attention, problem)
+
+
+def test_bfloat16_operands_under_an_ambient_precision(interpreted):
+    problem = {"shape": (1, 100, 100, 2, 1, 16), "options": {"local_window_size": (50, 10)}, "bias": (1, 1)}
+    with jax.default_matmul_precision("highest"):
+        draws.assert_as_exact_as_the_definition(flash_attention, problem, dtype=jnp.bfloat16)
+
+
+@pytest.mark.long
+@many
+@given(draws.problems(longest=300, widths=(16, 64, 96, 128)))
+def test_options_widely(interpreted, problem):
+    draws.assert_as_exact_as_the_definition(flash_attention, problem)
+
+
+def test_vmap_is_a_larger_batch(interpreted):
+    found = [draws.arrays((1, 40, 40, 1, 1, 16), sinks=True, bias=(1, 1), seed=seed)[0] for seed in range(2)]
+    runs = {name: jnp.stack([jnp.asarray(run[name], jnp.float32) for run in found]) for name in found[0]}
+
+    @jax.value_and_grad
+    def loss(run):
+        return jnp.sum(jnp.cos(flash_attention(**run, is_causal=True)))
+
+    together = jax.jit(jax.vmap(loss))(runs)
+    alone = [jax.jit(loss)({name: x[run] for name, x in runs.items()}) for run in range(2)]
+    alone = jax.tree.map(lambda *x: np.stack(x), *alone)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), together, alone)
+
+
+MASKS = [
+    Mask(200, 200),
+    Mask(200, 150, None, 0, 0, True, -50),
+    Mask(130, 200, 40, 0, 0, True, 70),
+    Mask(200, 200, 30, 9),
+    Mask(150, 220, 20, 0, 50, True, 70),
+    Mask(150, 220, 20, 30, 90, False, 70),
+]
+
+
+@pytest.mark.parametrize("seen", MASKS, ids=str)
+def test_each_block_pair_that_has_something_to_see_is_met_once_and_masked_unless_seen_whole(seen):
+    query, key = (
+        jax.ShapeDtypeStruct((1, seen.queries, 1, 64), "float32"),
+        jax.ShapeDtypeStruct((1, seen.keys, 1, 64), "float32"),
+    )
+    made = gpu.plan(query, key, None, None, None, SMALL, mask=seen, scale=1.0, logits_soft_cap=None)
+    at = np.arange(seen.queries)[:, None], np.arange(seen.keys)
+    table = np.ones((seen.queries, seen.keys), bool) if not seen.bounded else np.asarray(seen.visible(*at))
+    blocks = np.zeros((made.query_blocks * made.queries, made.key_blocks * made.keys), bool)
+    blocks[: seen.queries, : seen.keys] = table
+    blocks = blocks.reshape(made.query_blocks, made.queries, made.key_blocks, made.keys)
+    some = blocks.any((1, 3))
+
+    def met(spans, block):
+        found = {}
+        for low, high, masked in spans(made, jnp.int32(block), None):
+            for other in range(int(low), int(high)):
+                assert other not in found
+                found[other] = masked
+        return found
+
+    for i in range(made.query_blocks):
+        found = met(gpu.key_spans, i)
+        assert set(np.flatnonzero(some[i])) <= set(found)
+        there = blocks[i, : seen.queries - i * made.queries]
+        assert all(there[:, j].all() for j, masked in found.items() if not masked)
+    for j in range(made.key_blocks):
+        found = met(gpu_backward._query_spans, j)
+        assert set(np.flatnonzero(some[:, j])) <= set(found)
+        there = blocks[:, :, j, : seen.keys - j * made.keys]
+        assert all(there[i].all() for i, masked in found.items() if not masked)
+    if seen.bounded and not seen.first:
+        pairs = sum(len(met(gpu.key_spans, i)) for i in range(made.query_blocks))
+        assert pairs <= some.sum() + made.query_blocks  # work only where there is something to see
