@@ -17,7 +17,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractMesh, AxisType, SingleDeviceSharding
 
+from kernels_pallas import llo
 from kernels_pallas.chips import CHIPS, Chip
 
 DUMP = "--xla_jf_dump_to={0} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final"
@@ -34,15 +35,46 @@ class Unavailable(Exception):
     """No TPU compiler here; the message says what to install."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """One custom call. `busy`: bundles in which each unit has work, by the compiler's names (VALU, VSTORE, ...)."""
+class Run(NamedTuple):
+    """What the busiest core runs in one call; `exact` unless a branch depends on data, then at most so much."""
 
-    name: str
-    vmem_bytes: int
     bundles: int
     spill_stores: int
+    exact: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One custom call.
+
+    Attributes:
+      bundles, spill_stores: in its code, each counted once.
+      busy: bundles in which each unit has work, by the compiler's names (VALU, VSTORE, ...).
+      code, spills: the code as libtpu writes it, and the spill stores of each bundle.
+    """
+
+    name: str
+    chip: Chip
+    vmem_bytes: int
+    bundles: int
     busy: dict[str, int]
+    code: str = dataclasses.field(repr=False)
+    spills: np.ndarray = dataclasses.field(repr=False)
+
+    @property
+    def spill_stores(self) -> int:
+        return int(self.spills.sum())
+
+    @functools.cached_property
+    def run(self) -> Run:
+        """Counted by following the branches.
+
+        Raises:
+          llo.Unreadable: the end of a loop depends on data.
+        """
+        code = llo.Code(self.code, self.chip.name)
+        cores = [code.runs(core) for core in range(self.chip.cores)]
+        return max(Run(int(times.sum()), int(times @ self.spills), exact) for times, exact in cores)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +152,7 @@ def compile_for(chip: Chip | str, function: Callable, *arguments: Any, free_layo
         arrays that a surrounding program makes and takes; else both lie row-major.
 
     Raises:
-      Unavailable: no TPU compiler here.
+      Unavailable: no TPU compiler here, or one that does not write out its code.
       jax.errors.JaxRuntimeError, ValueError: as the compiler or the lowering says.
     """
     chip = CHIPS[chip] if isinstance(chip, str) else chip
@@ -146,11 +178,11 @@ def read(chip: Chip, compiled: Any) -> Executable:
         output_bytes=memory.output_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         accessed_bytes=float((cost or {}).get("bytes accessed", np.nan)),
-        kernels=tuple(_kernels(hlo)),
+        kernels=tuple(_kernels(chip, hlo)),
     )
 
 
-def _kernels(hlo: str) -> Iterator[Kernel]:
+def _kernels(chip: Chip, hlo: str) -> Iterator[Kernel]:
     files = sorted(_dump_directory().iterdir())
     for line in hlo.replace(",\n", ",").splitlines():
         named = re.match(r"\s*(?:ROOT )?%(\S+) = .*custom_call_target=\"tpu_custom_call\"", line)
@@ -159,16 +191,17 @@ def _kernels(hlo: str) -> Iterator[Kernel]:
         name = named[1]
         scoped = re.findall(r'"memory_space":"1",[^}]*?"size":"(\d+)"', line.split("used_scoped_memory_configs")[-1])
         mine = [path for path in files if f"-{name}-" in path.name]
-        bundles = next((path for path in mine if "schedule-analysis_final_bundles" in path.name), None)
-        usage = next((path for path in mine if "per-bundle-utilization" in path.name), None)
-        busy, spills = _usage(usage.read_text()) if usage else ({}, -1)
-        total = re.search(r"total scheduled bundles:\s+(\d+)", bundles.read_text())[1] if bundles else -1
-        yield Kernel(name, sum(map(int, scoped)), int(total), spills, busy)
+        code = [path for path in mine if re.search(r"-\d+-final_bundles\.txt$", path.name)]
+        usage = [path for path in mine if "per-bundle-utilization" in path.name]
+        if len(code) != 1 or len(usage) != 1:
+            raise Unavailable(f"libtpu left no code of {name}: install the version that constraints.txt names")
+        busy, spills = _usage(usage[0].read_text())
+        yield Kernel(name, chip, sum(map(int, scoped)), len(spills), busy, code[0].read_text(), spills)
 
 
-def _usage(text: str) -> tuple[dict[str, int], int]:
-    """Bundles in which each unit has work, and spill stores; libtpu's releases name the units differently."""
+def _usage(text: str) -> tuple[dict[str, int], np.ndarray]:
+    """Bundles in which each unit has work, and spill stores by bundle; libtpu's releases name the units differently."""
     head, rows = text.split("== UTILIZATION:")
     names = [name.strip() for name in head.splitlines()[1].split(",")]
     table = np.array([row.split() for row in rows.splitlines() if row.strip()], int).reshape(-1, len(names))
-    return dict(zip(names, (table > 0).sum(0).tolist())), int(table[:, names.index("VSTORE:SPILL")].sum())
+    return dict(zip(names, (table > 0).sum(0).tolist())), table[:, names.index("VSTORE:SPILL")]

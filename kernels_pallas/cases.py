@@ -20,7 +20,9 @@ class Case:
       function, arguments: what is compiled; arguments are `jax.ShapeDtypeStruct`s.
       flops: of matrix products that the result needs (causal: of the triangle), 2 a multiplication and addition.
       floor_bytes: every input, output and declared residual once.
-      steps: grid steps that do work, by the name of the kernel in HLO (without its number).
+      steps: how often each kernel's main body runs with v5e's blocks, by the kernel's name in HLO (without its number).
+        Tests hold it against the compiled code, from which the report counts.
+      note: why a bound is exceeded, by its name in `report.BOUNDS`.
     """
 
     operation: str
@@ -31,6 +33,7 @@ class Case:
     flops: float
     floor_bytes: float
     steps: Mapping[str, int]
+    note: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def size_of(*arrays: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels_pallas import aot, dispatch
+from kernels_pallas import aot, dispatch, llo
 from kernels_pallas.chips import CHIPS, current
 
 
@@ -111,3 +112,68 @@ def test_vmap_is_one_call_with_a_larger_batch():
     np.testing.assert_array_equal(shared, 2 * x)
     twice = jax.vmap(jax.vmap(lambda x, f: scaled(x[None], f[None])[0]))(x, np.broadcast_to(factor[:, None], (3, 4)))
     np.testing.assert_array_equal(twice, x * factor[:, None, None])
+
+
+def bodies(x, scalars, steps=8, busy=3, turns=5, cut=None):
+    """A kernel on [steps * 256, 128]: each step loops `turns` times over half of a block, the first `busy` fill the
+    other half by 16 stores of a register; `cut` is (from which scalar, for what) "branch" or "loop" depends on data."""
+
+    def kernel(scalars_ref, x_ref, y_ref):
+        i = pl.program_id(0)
+
+        def turn(n, carry):
+            y_ref[:8] = carry = jnp.sin(carry) + x_ref[:8]
+            return carry
+
+        jax.lax.fori_loop(0, scalars_ref[0] if cut == "loop" else turns, turn, x_ref[8:16])
+
+        @pl.when(i < (scalars_ref[0] if cut == "branch" else busy))
+        def _():
+            for row in range(128, 256, 8):
+                y_ref[row : row + 8] = x_ref[row : row + 8] * row
+
+    block = pl.BlockSpec((256, 128), lambda i: (i, 0))
+    return pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        grid=(steps,),
+        in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), block],
+        out_specs=block,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        name="bodies",
+    )(scalars, x)
+
+
+def compiled_bodies(compile_for, chip, steps=8, **options):
+    x, scalars = jax.ShapeDtypeStruct((steps * 256, 128), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    (kernel,) = compile_for(chip, functools.partial(bodies, steps=steps, **options), x, scalars).kernels
+    return kernel
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_what_runs_is_counted_by_body_and_turn(compile_for, chip):
+    """The times of each bundle are those that the kernel states; one more run of a part costs its bundles."""
+    kernel = compiled_bodies(compile_for, chip)
+    share = 8 // CHIPS[chip].cores
+    times, exact = llo.Code(kernel.code, chip).runs()
+    body, loop = (times == 3).sum(), (times == 5 * share).sum()
+    step = ((times == share) | (times == share + 2)).sum()  # the pipeline turns two times more
+    assert exact and len(times) == kernel.bundles == body + loop + step + (times == 1).sum()
+    assert 16 / 4 <= body < 32 and loop > 16  # 16 stores, at most four in a bundle; a sine is longer
+
+    def more(**options):
+        other = compiled_bodies(compile_for, chip, **options)
+        assert other.bundles == kernel.bundles
+        return other.run.bundles - kernel.run.bundles
+
+    assert more(busy=4) == body
+    assert more(turns=9) == 4 * share * loop
+    assert more(steps=16) == share * (step + 5 * loop)
+
+
+def test_a_branch_on_data_is_counted_as_taken_and_a_loop_on_data_is_refused(compile_for):
+    known, unknown = compiled_bodies(compile_for, "v5e", busy=8), compiled_bodies(compile_for, "v5e", cut="branch")
+    assert known.run.exact and not unknown.run.exact
+    assert known.run.bundles <= unknown.run.bundles <= 1.1 * known.run.bundles
+    with pytest.raises(llo.Unreadable, match="depends on data"):
+        _ = compiled_bodies(compile_for, "v5e", cut="loop").run
