@@ -31,6 +31,7 @@ def root(monkeypatch, tmp_path):
 def lab(capfd, monkeypatch):
     """Runs a command: exit code, standard output, standard error. Laws of a `--law-file` are forgotten afterwards."""
     monkeypatch.setattr(lawbook, "_LAWS", lawbook.laws())
+    monkeypatch.setenv("COLUMNS", "120")  # tables are split to the width of the terminal
 
     def run(*argv):
         capfd.readouterr()

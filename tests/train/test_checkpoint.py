@@ -302,18 +302,19 @@ with Checkpointer(directory, keep=2, warn=lambda line: None) as checkpointer:
     if restored:
         assert restored[1]["tick"] == tick and (restored[1]["weights"] == tick).all()
     print("restored", tick, flush=True)
-    threading.Timer(delay, os.kill, (os.getpid(), 9)).start()
     while True:
         tick += 1
         checkpointer.save(tick, {"weights": np.full((4, 1000), float(tick)), "tick": np.int64(tick)}, {"tick": tick})
         print("saving", tick, flush=True)
+        if tick == (restored[0] if restored else 0) + 2:  # counted by saves, as a busy machine's first may take seconds
+            threading.Timer(delay, os.kill, (os.getpid(), 9)).start()
 """
 
 
 def test_a_process_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
     """Each life resumes at least from the save before the one that was under way when the life before it ended."""
     started = 0
-    for delay in np.random.default_rng(1).uniform(0.1, 0.8, size=4):
+    for delay in np.random.default_rng(1).uniform(0, 0.5, size=4):
         life = subprocess.run([sys.executable, "-c", WRITER, str(tmp_path), str(delay)], capture_output=True, text=True)
         assert life.returncode == -9, life.stderr
         lines = [line.split() for line in life.stdout.splitlines()]
