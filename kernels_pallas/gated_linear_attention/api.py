@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas import blocks, dispatch
-from kernels_pallas.gated_linear_attention import cpu, tpu
+from kernels_pallas.gated_linear_attention import cpu, gpu, tpu
 from kernels_pallas.gated_linear_attention.chunk import least
 from kernels_pallas.segments import resets
 
@@ -48,7 +48,8 @@ def gated_linear_attention(
       initial_state: S_0 [B, N, K, V], float32 (float64 beside such q); it belongs to the segment of the first token.
       output_final_state: return (o, S_T).
       segment_ids: integers [B, T]; where they change between two tokens, the state starts from zero.
-      block_sizes: of the TPU kernels, "chunk" and "heads" (see `tpu`), in place of the table's.
+      block_sizes: of the TPU kernels, "chunk" and "heads" (see `tpu`), in place of the table's. The GPU kernels have
+        tiles of their own; they serve up to 256 keys and values a head, beyond which a GPU takes the plain XLA form.
 
     Returns:
       o [B, T, N, V] in v's dtype, and on request S_T [B, N, K, V]; gradients for q, k, v, g and initial_state.
@@ -120,24 +121,27 @@ def _attend_forward(q, k, v, g, state, scale, sizes):
 
 
 def _attend_backward(scale, sizes, residuals, cotangents):
-    chunk = dict(sizes)["chunk"]
+    common = {"scale": scale, "chunk": dict(sizes)["chunk"]}
     kernel = functools.partial(tpu.backward, scale=scale, **dict(sizes))
-    return _on_platform(kernel, functools.partial(cpu.backward, scale=scale, chunk=chunk), *residuals, *cotangents)
+    forms = kernel, *(functools.partial(form.backward, **common) for form in (gpu, cpu))
+    return _on_platform(forms, *residuals, *cotangents)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _forward(q, k, v, g, state, scale, sizes, save):
-    chunk = dict(sizes)["chunk"]
+    common = {"scale": scale, "save": save, "chunk": dict(sizes)["chunk"]}
     kernel = functools.partial(tpu.forward, scale=scale, save=save, **dict(sizes))
-    plain = functools.partial(cpu.forward, scale=scale, save=save, chunk=chunk)
-    return _on_platform(kernel, plain, q, k, v, g, state)
+    forms = kernel, *(functools.partial(form.forward, **common) for form in (gpu, cpu))
+    return _on_platform(forms, q, k, v, g, state)
 
 
-def _on_platform(kernel, plain, q, *rest):
-    forms = {"tpu": None if q.dtype == jnp.float64 else kernel, "gpu": None, "cpu": plain}
-    return dispatch.folded(functools.partial(dispatch.by_platform, **forms, what=OPERATION))(q, *rest)
+def _on_platform(forms, q, k, v, *rest):
+    on_tpu, on_gpu, plain = forms
+    forms = {"tpu": None if q.dtype == jnp.float64 else on_tpu, "gpu": on_gpu if gpu.serves(q, v) else None}
+    call = functools.partial(dispatch.by_platform, **forms, cpu=plain, what=OPERATION)
+    return dispatch.folded(call)(q, k, v, *rest)
 
 
 def _sizes(v, k_width: int, kind: str, asked: Mapping[str, int] | None) -> tuple[tuple[str, int], ...]:

@@ -1,0 +1,400 @@
+"""Gated linear attention on GPUs: Pallas kernels for Triton, tokens before heads.
+
+A GPU runs the programs of a grid at once and hands nothing from one to the next, so the work is cut as in GLA
+(arXiv:2312.06635, section 4): `_walk` alone goes over the sequence chunk by chunk, with a tile of the state in
+registers, and writes the state before each chunk; `_outputs` and `_gradients` then take all chunks at once. Backward,
+states are made again from those that the forward pass saved, one in `chunk` tokens, and the same walk in reverse makes
+their gradients. No program adds to what another writes: results do not depend on the order of programs.
+
+The mathematics is that of `chunk`, in operations that Triton has (no slices, no shuffled rows; widths are padded to
+powers of two by masks): sums over halves of a chunk are products with matrices of zeros and ones. float32 operands are
+multiplied in full float32 (on CUDA cores: tensor cores would round them to 11 bits).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from kernels_pallas.gated_linear_attention.chunk import GRID, NT, TN, clamped, dot, indices, ones_dot
+
+WIDEST = 256  # keys, and values: what a program holds of a chunk's keys in registers
+# Tokens of a chunk, and channels of a tile of the state: what fits in registers and, in float32, compiles in seconds.
+TILES = {"bfloat16": {"scalar": (64, 64), "vector": (32, 64)}, "float32": {"scalar": (32, 32), "vector": (16, 32)}}
+
+
+def serves(q, v) -> bool:
+    """Whether the kernels take such arguments: bfloat16 or float32, at most `WIDEST` keys and values a head."""
+    return q.dtype.name in TILES and max(q.shape[-1], v.shape[-1]) <= WIDEST
+
+
+def forward(q, k, v, g, state, *, scale: float, chunk: int, save: bool = True, interpret: bool = False):
+    """See `tpu.forward`; `chunk` is how many tokens apart states are saved."""
+    plan = Plan(q, v, g, chunk, interpret)
+    q, k, v, g = (jnp.swapaxes(x, 1, 2) for x in (q, k, v, g))
+    states, (final, *saved) = _walk(plan, k, v, g, state[:, :, None], scale, save=save)
+    o = _outputs(plan, q, k, v, g, states, scale)
+    return jnp.swapaxes(o, 1, 2), final, saved[0] if save else None
+
+
+def backward(q, k, v, g, states, do, dfinal, *, scale: float, chunk: int, interpret: bool = False):
+    """See `tpu.backward`."""
+    plan = Plan(q, v, g, chunk, interpret)
+    q, k, v, g, do = (jnp.swapaxes(x, 1, 2) for x in (q, k, v, g, do))
+    states, _ = _walk(plan, k, v, g, states, scale)
+    dstates, (dstate,) = _walk(plan, q, do, g, dfinal[:, :, None], scale, reverse=True)
+    dq, dk, dv, dg = _gradients(plan, q, k, v, g, do, states, dstates, scale)
+    if plan.share > 1:
+        dq, dk = (x.reshape(*q.shape[:3], plan.share, -1).sum(3).astype(q.dtype) for x in (dq, dk))
+    return *(jnp.swapaxes(x, 1, 2) for x in (dq, dk, dv, dg)), dstate
+
+
+class Plan:
+    """Sizes, and which part of which array the programs of a head see."""
+
+    def __init__(self, q, v, g, chunk: int, interpret: bool):
+        self.batch, self.heads, self.length, self.v_width = v.shape
+        self.k_width, self.share = q.shape[-1], v.shape[1] // q.shape[1]
+        self.dtype, self.interpret = v.dtype, interpret
+        self.kind = "vector" if g.ndim == 4 else "scalar"
+        self.size, tile = TILES[v.dtype.name][self.kind]
+        self.k_padded, self.v_padded = (max(16, pl.next_power_of_2(x)) for x in (self.k_width, self.v_width))
+        self.k_tile, self.v_tile = min(tile, self.k_padded), min(tile, self.v_padded)
+        self.every = chunk // self.size
+        self.spans = pl.cdiv(self.length, chunk)  # from one saved state to the next
+        self.chunks = pl.cdiv(self.length, self.size)
+        self.levels = self.size.bit_length() - 1  # of a tree of gates
+        self.parts = 2 if v.dtype == jnp.bfloat16 else 1  # products that `ones_dot` takes
+
+    def sides(self):
+        """Tokens of a chunk, keys and values as a program sees them."""
+        return self.size, self.k_padded, self.v_padded
+
+    def tokens(self, width: int | None, share: int = 1):
+        """All tokens of one head, of `width` channels or of one, and room past the end, where slices may lie."""
+        length = self.spans * self.every * self.size
+        if width is None:
+            return pl.BlockSpec((None, length, None), lambda b, n, *_: (b, 0, n))
+        return pl.BlockSpec((None, length, None, width), lambda b, n, *_: (b, 0, n // share, 0))
+
+    def of_q(self):
+        return self.tokens(self.k_padded, self.share)
+
+    def of_v(self):
+        return self.tokens(self.v_padded)
+
+    def of_g(self):
+        return self.tokens(self.k_padded if self.kind == "vector" else None)
+
+    def of_states(self, count: int | None = None, index=lambda b, n, *_: (b, n, 0, 0, 0)):
+        """`count` successive states of one head, or one that is not counted."""
+        return pl.BlockSpec((None, None, count, self.k_padded, self.v_padded), index)
+
+    def states(self, count: int, dtype):
+        return jax.ShapeDtypeStruct((self.batch, self.heads, count, self.k_width, self.v_width), dtype)
+
+    def call(self, kernel, name, grid, in_specs, out_specs, out_shape, operands, chunks, products, exponentials):
+        """`products`, `exponentials`: multiplications in matrix products and exponentials of one of a head's chunks."""
+        chunks = self.batch * self.heads * chunks
+        moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*operands, *out_shape))
+        return pl.pallas_call(
+            functools.partial(kernel, self),
+            grid=(self.batch, self.heads, *grid),
+            in_specs=in_specs,
+            out_specs=out_specs,
+            out_shape=out_shape,
+            compiler_params=plgpu.CompilerParams(num_warps=8 if name == "gradients" else 4, num_stages=2),
+            cost_estimate=pl.CostEstimate(
+                flops=2 * chunks * products, transcendentals=chunks * exponentials, bytes_accessed=moved
+            ),
+            interpret=self.interpret,
+            name=f"gated_linear_attention_{self.kind}_{name}",
+        )(*operands)
+
+    def load(self, ref, start, width=None, tile=None, at=0):
+        """[C, tile] from token `start` and channel `at` on, or [C] where a token has one number; zero outside."""
+        rows = start + jax.lax.broadcasted_iota(jnp.int32, (self.size,) if tile is None else (self.size, tile), 0)
+        if tile is None:
+            return plgpu.load(ref.at[pl.ds(start, self.size)], mask=rows < self.length, other=0)
+        inside = (rows < self.length) & (at + jax.lax.broadcasted_iota(jnp.int32, rows.shape, 1) < width)
+        return plgpu.load(ref.at[pl.ds(start, self.size), pl.ds(at, tile)], mask=inside, other=0)
+
+    def store(self, ref, x, start, width=None, at=0):
+        """The way back from `load`."""
+        rows = start + jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+        x = x.astype(ref.dtype)
+        if x.ndim == 1:
+            return plgpu.store(ref.at[pl.ds(start, self.size)], x, mask=rows < self.length)
+        inside = (rows < self.length) & (at + jax.lax.broadcasted_iota(jnp.int32, x.shape, 1) < width)
+        return plgpu.store(ref.at[pl.ds(start, self.size), pl.ds(at, x.shape[1])], x, mask=inside)
+
+    def load_q(self, ref, start):
+        return self.load(ref, start, self.k_width, self.k_padded)
+
+    def load_g(self, ref, start, tile=None, at=0):
+        """Gates [C], or of keys from `at` on [C, tile]."""
+        if self.kind == "scalar":
+            return clamped(self.load(ref, start))
+        return clamped(self.load(ref, start, self.k_width, tile or self.k_padded, at))
+
+    def part_of_state(self, ref, *index, shape, k_at=0, v_at=0):
+        """(reference to, mask of) keys and values of the state at `index` from `k_at` and `v_at` on."""
+        rows, columns = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+        inside = (k_at + rows < self.k_width) & (v_at + columns < self.v_width)
+        return ref.at[*index, pl.ds(k_at, shape[0]), pl.ds(v_at, shape[1])], inside
+
+
+def upto(g, dtype):
+    """Decays from the chunk's start up to and with each token: of gates [C] as [C, 1], of [C, K] as [C, K]."""
+    if g.ndim == 1:
+        return jnp.exp(sum(sums for sums, _ in running(g)))[:, None]
+    t, s = indices(len(g))
+    return jnp.exp(ones_dot(t >= s, g, dtype))
+
+
+def after(g, dtype):
+    """Decays from behind each token to the chunk's end."""
+    if g.ndim == 1:
+        return jnp.exp(sum(total - sums for sums, total in running(g)))[:, None]
+    t, s = indices(len(g))
+    return jnp.exp(ones_dot(t < s, g, dtype))
+
+
+def whole(g):
+    """Decay over the chunk, [] or [K]."""
+    return jnp.exp(jnp.sum(g, axis=0))
+
+
+def between(g):
+    """Decays of gates [C] from s to t [C, C], zero for t < s."""
+    t, s = indices(len(g))
+    sums = sum(sums[:, None] - sums[None, :] for sums, _ in running(g))
+    return jnp.exp(jnp.where(t >= s, sums, -jnp.inf))
+
+
+def running(g):
+    """(sums up to each token, their last) of the coarse and of the fine part of gates [C]: see `chunk.split`."""
+    coarse = jnp.floor(g / GRID + 0.5) * GRID
+    return [(jnp.cumsum(x), jnp.sum(x)) for x in (coarse, g - coarse)]
+
+
+def halves(g, level, dtype):
+    """Of level `level` of the tree of `chunk.vector`, halves of 2^level tokens: whether a token lies in a second half
+    [C, 1], the decays [C, K] between it and where the halves meet, and which pairs meet there [C, C]."""
+    t, s = indices(g.shape[0])
+    second = ((t >> level) & 1) == 1
+    between = ((t >> level) == (s >> level)) & ((second & (s <= t)) | (~second & (s > t)))
+    row = jax.lax.broadcasted_iota(jnp.int32, (g.shape[0], 1), 0)
+    return ((row >> level) & 1) == 1, jnp.exp(ones_dot(between, g, dtype)), ((t ^ s) >> level) == 1
+
+
+def weights(q, k, g):
+    """p [C, C] of `chunk.vector`."""
+    t, s = indices(len(q))
+    queries, keys = q.astype(g.dtype), k.astype(g.dtype)
+
+    def meet(level, p):
+        second, weight, pairs = halves(g, level, q.dtype)
+        z = (jnp.where(second, queries, keys) * weight).astype(q.dtype)
+        return p + jnp.where(pairs & (t > s), dot(z, z, NT), 0)
+
+    own = jnp.where(t == s, jnp.sum(queries * keys, axis=1)[:, None], 0)
+    return jax.lax.fori_loop(0, len(q).bit_length() - 1, meet, own)
+
+
+def _walk(plan, x, y, g, first, scale: float, *, save: bool = False, reverse: bool = False):
+    """States before each chunk [B, N, chunks, K, V] in the operands' dtype, of x = k, y = v; or in reverse, of x = q,
+    y = do, the gradients of the states after each chunk.
+
+    Args:
+      first: [B, N, S, K, V], the state before (reverse: after) each of S equal spans of the sequence.
+
+    Returns:
+      the states; and of a single span, the state at its other end [B, N, K, V], with `save` also one in `every` states,
+      float32.
+    """
+    spans = first.shape[2]
+    steps = plan.chunks if spans == 1 else plan.every
+    k_tiles, v_tiles = plan.k_padded // plan.k_tile, plan.v_padded // plan.v_tile
+    out = [(plan.states(spans * steps, x.dtype), plan.of_states(steps, lambda b, n, s, _: (b, n, s, 0, 0)))]
+    if spans == 1:
+        out.append((plan.states(1, first.dtype), plan.of_states()))
+    if save:
+        out.append((plan.states(plan.spans, first.dtype), plan.of_states(plan.spans)))
+
+    def kernel(plan, x_ref, y_ref, g_ref, first_ref, states_ref, *rest):
+        span, tile = pl.program_id(2), pl.program_id(3)
+        k_at, v_at = jax.lax.div(tile, v_tiles) * plan.k_tile, jax.lax.rem(tile, v_tiles) * plan.v_tile
+        at = functools.partial(plan.part_of_state, shape=(plan.k_tile, plan.v_tile), k_at=k_at, v_at=v_at)
+
+        def step(i, state):
+            c = steps - 1 - i if reverse else i
+            start = (span * steps + c) * plan.size
+            ref, inside = at(states_ref, c)
+            plgpu.store(ref, state.astype(ref.dtype), mask=inside)
+            if save:
+                ref, inside = at(rest[1], jax.lax.div(c, plan.every))
+                plgpu.store(ref, state, mask=inside & (jax.lax.rem(c, plan.every) == 0))
+            x = plan.load(x_ref, start, plan.k_width, plan.k_tile, k_at)
+            y = plan.load(y_ref, start, plan.v_width, plan.v_tile, v_at)
+            g = plan.load_g(g_ref, start, plan.k_tile, k_at)
+            y = (scale * y).astype(y.dtype) if reverse else y
+            x = (x * (upto if reverse else after)(g, x.dtype)).astype(x.dtype)
+            return (whole(g) if g.ndim == 1 else whole(g)[:, None]) * state + dot(x, y, TN)
+
+        ref, inside = at(first_ref)
+        state = jax.lax.fori_loop(0, steps, step, plgpu.load(ref, mask=inside, other=0))
+        if spans == 1:
+            ref, inside = at(rest[0])
+            plgpu.store(ref, state, mask=inside)
+
+    of_first = plan.of_states(None, lambda b, n, s, _: (b, n, s, 0, 0))
+    of_x = plan.tokens(plan.k_padded, 1 if x.shape[2] == plan.heads else plan.share)
+    c, k, v = plan.sides()
+    by_key = plan.kind == "vector"
+    states, *rest = plan.call(
+        kernel,
+        "gradients_of_states" if reverse else "states",
+        (spans, k_tiles * v_tiles),
+        [of_x, plan.of_v(), plan.of_g(), of_first],
+        [spec for _, spec in out],
+        [shape for shape, _ in out],
+        (x, y, g, first),
+        chunks=spans * steps,
+        products=c * k * v + by_key * v_tiles * plan.parts * c * c * k,
+        exponentials=v_tiles * ((c + 1) * k if by_key else k_tiles * (c + 1)),
+    )
+    return states, [rest[0][:, :, 0], *rest[1:]] if rest else []
+
+
+def _outputs(plan, q, k, v, g, states, scale: float):
+    """o [B, T, N, V]."""
+
+    def kernel(plan, q_ref, k_ref, v_ref, g_ref, states_ref, o_ref):
+        c, v_at = pl.program_id(2), pl.program_id(3) * plan.v_tile
+        start = c * plan.size
+        q, k = (plan.load_q(ref, start) for ref in (q_ref, k_ref))
+        v = plan.load(v_ref, start, plan.v_width, plan.v_tile, v_at)
+        g = plan.load_g(g_ref, start)
+        p = dot(q, k, NT) * between(g) if g.ndim == 1 else weights(q, k, g)
+        ref, inside = plan.part_of_state(states_ref, shape=(plan.k_padded, plan.v_tile), v_at=v_at)
+        state = plgpu.load(ref, mask=inside, other=0)
+        o = scale * (dot(p.astype(v.dtype), v) + dot((q * upto(g, q.dtype)).astype(q.dtype), state))
+        plan.store(o_ref, o, start, plan.v_width, v_at)
+
+    tiles = plan.v_padded // plan.v_tile
+    c, k_padded, v_padded = plan.sides()
+    pairs = plan.levels * (plan.parts + 1) + plan.parts if plan.kind == "vector" else 1
+    of_states = plan.of_states(None, lambda b, n, c, _: (b, n, c, 0, 0))
+    (o,) = plan.call(
+        kernel,
+        "outputs",
+        (plan.chunks, tiles),
+        [plan.of_q(), plan.of_q(), plan.of_v(), plan.of_g(), of_states],
+        [plan.of_v()],
+        [jax.ShapeDtypeStruct(v.shape, v.dtype)],
+        (q, k, v, g, states),
+        chunks=plan.chunks,
+        products=tiles * pairs * c * c * k_padded + c * (c + k_padded) * v_padded,
+        exponentials=tiles * c * ((plan.levels + 1) * k_padded if plan.kind == "vector" else c + 1),
+    )
+    return o
+
+
+def _gradients(plan, q, k, v, g, do, states, dstates, scale: float):
+    """Gradients of q and k (of each head apart where heads share them), of v and of the gates."""
+
+    def kernel(plan, q_ref, k_ref, v_ref, g_ref, do_ref, states_ref, dstates_ref, dq_ref, dk_ref, dv_ref, dg_ref):
+        start = pl.program_id(2) * plan.size
+        q, k = (plan.load_q(ref, start) for ref in (q_ref, k_ref))
+        g = plan.load_g(g_ref, start)
+        into, out = upto(g, q.dtype), after(g, q.dtype)
+        if g.ndim == 1:
+            of_pairs = dot(q, k, NT), between(g)
+            p = (of_pairs[0] * of_pairs[1]).astype(q.dtype)
+        else:
+            p = weights(q, k, g).astype(q.dtype)
+        k_out = (k * out).astype(q.dtype)
+
+        def of_tile(i, sums):
+            at = i * plan.v_tile
+            v, do = (plan.load(ref, start, plan.v_width, plan.v_tile, at) for ref in (v_ref, do_ref))
+            do = (scale * do).astype(v.dtype)
+            part = functools.partial(plan.part_of_state, shape=(plan.k_padded, plan.v_tile), v_at=at)
+            parts = part(states_ref), part(dstates_ref)
+            state, dstate = (plgpu.load(ref, mask=inside, other=0) for ref, inside in parts)
+            plan.store(dv_ref, dot(p, do, TN) + dot(k_out, dstate), start, plan.v_width, at)
+            both = state.astype(jnp.float32) * dstate.astype(jnp.float32)
+            found = dot(do, v, NT), dot(do, state, NT), dot(v, dstate, NT), jnp.sum(both, axis=1)
+            return tuple(x + y for x, y in zip(sums, found))
+
+        shapes = (plan.size,) * 2, q.shape, q.shape, q.shape[1:]
+        none = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
+        dp, dq_in, dk_out, dtotal = jax.lax.fori_loop(0, plan.v_padded // plan.v_tile, of_tile, none)
+        rest = dp, dq_in * into, dk_out * out, whole(g) * dtotal
+        dq, dk, dg = _pull_scalar(q, k, *of_pairs, *rest) if g.ndim == 1 else _pull_vector(q, k, g, *rest)
+        plan.store(dq_ref, dq, start, plan.k_width)
+        plan.store(dk_ref, dk, start, plan.k_width)
+        plan.store(dg_ref, dg, start, plan.k_width)
+
+    like_q = (*v.shape[:3], q.shape[3])
+    of_states = plan.of_states(None, lambda b, n, c: (b, n, c, 0, 0))
+    c, k_padded, v_padded = plan.sides()
+    if plan.kind == "vector":
+        products = c * c * k_padded * (plan.levels * (2 * plan.parts + 2) + 4 * plan.parts)
+        exponentials = k_padded * (2 * c * (plan.levels + 1) + 1)
+    else:
+        products, exponentials = 3 * c * c * k_padded + plan.parts * c**3, c * (c + 2) + 1
+    return plan.call(
+        kernel,
+        "gradients",
+        (plan.chunks,),
+        [plan.of_q(), plan.of_q(), plan.of_v(), plan.of_g(), plan.of_v(), of_states, of_states],
+        [*[plan.tokens(plan.k_padded)] * 2, plan.of_v(), plan.of_g()],
+        [
+            *[jax.ShapeDtypeStruct(like_q, q.dtype if plan.share == 1 else jnp.float32)] * 2,
+            jax.ShapeDtypeStruct(v.shape, v.dtype),
+            jax.ShapeDtypeStruct(g.shape, g.dtype),
+        ],
+        (q, k, v, g, do, states, dstates),
+        chunks=plan.chunks,
+        products=products + 2 * c * c * v_padded + 3 * c * k_padded * v_padded,
+        exponentials=exponentials,
+    )
+
+
+def _pull_scalar(q, k, scores, decay, dp, dq_in, dk_out, dtotal):
+    """Gradients of q, k [C, K] and the gates [C], as `chunk.scalar`'s of scores and decays [C, C]."""
+    t, s = indices(len(q))
+    m = dp * decay
+    dq, dk = dot(m.astype(q.dtype), k) + dq_in, dot(m.astype(q.dtype), q, TN) + dk_out
+    ends, begins = (jnp.sum(x, axis=1)[:, None] for x in (q * dq_in, k * dk_out))
+    crossing = ones_dot(jnp.where(t > s, m * scores, 0), t < s, q.dtype) + ends
+    return dq, dk, jnp.sum(jnp.where(t >= s, crossing, begins), axis=0) + jnp.sum(dtotal)
+
+
+def _pull_vector(q, k, g, dp, dq_in, dk_out, dtotal):
+    """As `_pull_scalar` of gates [C, K], as `chunk.vector`'s."""
+    t, s = indices(len(q))
+    queries, keys = q.astype(g.dtype), k.astype(g.dtype)
+    own = jnp.sum(jnp.where(t == s, dp, 0), axis=1)[:, None]
+    rest = jnp.where(t > s, dp, 0)
+    rest = rest + jnp.transpose(rest)
+
+    def meet(level, sums):
+        second, weight, pairs = halves(g, level, q.dtype)
+        z = (jnp.where(second, queries, keys) * weight).astype(q.dtype)
+        dz = dot(jnp.where(pairs, rest, 0).astype(q.dtype), z)
+        change, crossed = weight * dz, z * dz
+        found = jnp.where(second, change, 0), jnp.where(second, 0, change), jnp.where(second, crossed, -crossed)
+        return tuple(x + y for x, y in zip(sums, found))
+
+    first = own * keys, own * queries, jnp.zeros_like(g)
+    dq, dk, crossing = jax.lax.fori_loop(0, len(q).bit_length() - 1, meet, first)
+    dg = ones_dot(t <= s, crossing + queries * dq_in, q.dtype) + ones_dot(t > s, keys * dk_out, q.dtype)
+    return dq + dq_in, dk + dk_out, dg + dtotal[None, :]
