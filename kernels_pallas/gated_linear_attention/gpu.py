@@ -14,7 +14,6 @@ multiplied in full float32 (on CUDA cores: tensor cores would round them to 11 b
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +21,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from kernels_pallas.gated_linear_attention.chunk import GRID, NT, TN, clamped, dot, indices, ones_dot
+from kernels_pallas.gpu_chunks import Plan
 
-WIDEST = 256  # keys, and values: what a program holds of a chunk's keys in registers
+OPERATION = "gated_linear_attention"
 # Tokens of a chunk, and channels of a tile of the state: what fits in registers and, in float32, compiles in seconds.
 TILES = {"bfloat16": {"scalar": (64, 64), "vector": (32, 64)}, "float32": {"scalar": (32, 32), "vector": (16, 32)}}
 
 
-def serves(q, v) -> bool:
-    """Whether the kernels take such arguments: bfloat16 or float32, at most `WIDEST` keys and values a head."""
-    return q.dtype.name in TILES and max(q.shape[-1], v.shape[-1]) <= WIDEST
-
-
 def forward(q, k, v, g, state, *, scale: float, chunk: int, save: bool = True, interpret: bool = False):
     """See `tpu.forward`; `chunk` is how many tokens apart states are saved."""
-    plan = Plan(q, v, g, chunk, interpret)
     q, k, v, g = (jnp.swapaxes(x, 1, 2) for x in (q, k, v, g))
+    plan = _plan(q, v, g, chunk, interpret)
     states, (final, *saved) = _walk(plan, k, v, g, state[:, :, None], scale, save=save)
     o = _outputs(plan, q, k, v, g, states, scale)
     return jnp.swapaxes(o, 1, 2), final, saved[0] if save else None
@@ -44,8 +39,8 @@ def forward(q, k, v, g, state, *, scale: float, chunk: int, save: bool = True, i
 
 def backward(q, k, v, g, states, do, dfinal, *, scale: float, chunk: int, interpret: bool = False):
     """See `tpu.backward`."""
-    plan = Plan(q, v, g, chunk, interpret)
     q, k, v, g, do = (jnp.swapaxes(x, 1, 2) for x in (q, k, v, g, do))
+    plan = _plan(q, v, g, chunk, interpret)
     states, _ = _walk(plan, k, v, g, states, scale)
     dstates, (dstate,) = _walk(plan, q, do, g, dfinal[:, :, None], scale, reverse=True)
     dq, dk, dv, dg = _gradients(plan, q, k, v, g, do, states, dstates, scale)
@@ -54,99 +49,9 @@ def backward(q, k, v, g, states, do, dfinal, *, scale: float, chunk: int, interp
     return *(jnp.swapaxes(x, 1, 2) for x in (dq, dk, dv, dg)), dstate
 
 
-class Plan:
-    """Sizes, and which part of which array the programs of a head see."""
-
-    def __init__(self, q, v, g, chunk: int, interpret: bool):
-        self.batch, self.heads, self.length, self.v_width = v.shape
-        self.k_width, self.share = q.shape[-1], v.shape[1] // q.shape[1]
-        self.dtype, self.interpret = v.dtype, interpret
-        self.kind = "vector" if g.ndim == 4 else "scalar"
-        self.size, tile = TILES[v.dtype.name][self.kind]
-        self.k_padded, self.v_padded = (max(16, pl.next_power_of_2(x)) for x in (self.k_width, self.v_width))
-        self.k_tile, self.v_tile = min(tile, self.k_padded), min(tile, self.v_padded)
-        self.every = chunk // self.size
-        self.spans = pl.cdiv(self.length, chunk)  # from one saved state to the next
-        self.chunks = pl.cdiv(self.length, self.size)
-        self.levels = self.size.bit_length() - 1  # of a tree of gates
-        self.parts = 2 if v.dtype == jnp.bfloat16 else 1  # products that `ones_dot` takes
-
-    def sides(self):
-        """Tokens of a chunk, keys and values as a program sees them."""
-        return self.size, self.k_padded, self.v_padded
-
-    def tokens(self, width: int | None, share: int = 1):
-        """All tokens of one head, of `width` channels or of one, and room past the end, where slices may lie."""
-        length = self.spans * self.every * self.size
-        if width is None:
-            return pl.BlockSpec((None, length, None), lambda b, n, *_: (b, 0, n))
-        return pl.BlockSpec((None, length, None, width), lambda b, n, *_: (b, 0, n // share, 0))
-
-    def of_q(self):
-        return self.tokens(self.k_padded, self.share)
-
-    def of_v(self):
-        return self.tokens(self.v_padded)
-
-    def of_g(self):
-        return self.tokens(self.k_padded if self.kind == "vector" else None)
-
-    def of_states(self, count: int | None = None, index=lambda b, n, *_: (b, n, 0, 0, 0)):
-        """`count` successive states of one head, or one that is not counted."""
-        return pl.BlockSpec((None, None, count, self.k_padded, self.v_padded), index)
-
-    def states(self, count: int, dtype):
-        return jax.ShapeDtypeStruct((self.batch, self.heads, count, self.k_width, self.v_width), dtype)
-
-    def call(self, kernel, name, grid, in_specs, out_specs, out_shape, operands, chunks, products, exponentials):
-        """`products`, `exponentials`: multiplications in matrix products and exponentials of one of a head's chunks."""
-        chunks = self.batch * self.heads * chunks
-        moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*operands, *out_shape))
-        return pl.pallas_call(
-            functools.partial(kernel, self),
-            grid=(self.batch, self.heads, *grid),
-            in_specs=in_specs,
-            out_specs=out_specs,
-            out_shape=out_shape,
-            compiler_params=plgpu.CompilerParams(num_warps=8 if name == "gradients" else 4, num_stages=2),
-            cost_estimate=pl.CostEstimate(
-                flops=2 * chunks * products, transcendentals=chunks * exponentials, bytes_accessed=moved
-            ),
-            interpret=self.interpret,
-            name=f"gated_linear_attention_{self.kind}_{name}",
-        )(*operands)
-
-    def load(self, ref, start, width=None, tile=None, at=0):
-        """[C, tile] from token `start` and channel `at` on, or [C] where a token has one number; zero outside."""
-        rows = start + jax.lax.broadcasted_iota(jnp.int32, (self.size,) if tile is None else (self.size, tile), 0)
-        if tile is None:
-            return plgpu.load(ref.at[pl.ds(start, self.size)], mask=rows < self.length, other=0)
-        inside = (rows < self.length) & (at + jax.lax.broadcasted_iota(jnp.int32, rows.shape, 1) < width)
-        return plgpu.load(ref.at[pl.ds(start, self.size), pl.ds(at, tile)], mask=inside, other=0)
-
-    def store(self, ref, x, start, width=None, at=0):
-        """The way back from `load`."""
-        rows = start + jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
-        x = x.astype(ref.dtype)
-        if x.ndim == 1:
-            return plgpu.store(ref.at[pl.ds(start, self.size)], x, mask=rows < self.length)
-        inside = (rows < self.length) & (at + jax.lax.broadcasted_iota(jnp.int32, x.shape, 1) < width)
-        return plgpu.store(ref.at[pl.ds(start, self.size), pl.ds(at, x.shape[1])], x, mask=inside)
-
-    def load_q(self, ref, start):
-        return self.load(ref, start, self.k_width, self.k_padded)
-
-    def load_g(self, ref, start, tile=None, at=0):
-        """Gates [C], or of keys from `at` on [C, tile]."""
-        if self.kind == "scalar":
-            return clamped(self.load(ref, start))
-        return clamped(self.load(ref, start, self.k_width, tile or self.k_padded, at))
-
-    def part_of_state(self, ref, *index, shape, k_at=0, v_at=0):
-        """(reference to, mask of) keys and values of the state at `index` from `k_at` and `v_at` on."""
-        rows, columns = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
-        inside = (k_at + rows < self.k_width) & (v_at + columns < self.v_width)
-        return ref.at[*index, pl.ds(k_at, shape[0]), pl.ds(v_at, shape[1])], inside
+def _plan(q, v, g, chunk: int, interpret: bool):
+    kind = "vector" if g.ndim == 4 else "scalar"
+    return Plan(OPERATION, q, v, kind, TILES[v.dtype.name][kind], chunk, interpret)
 
 
 def upto(g, dtype):
@@ -242,7 +147,7 @@ def _walk(plan, x, y, g, first, scale: float, *, save: bool = False, reverse: bo
                 plgpu.store(ref, state, mask=inside & (jax.lax.rem(c, plan.every) == 0))
             x = plan.load(x_ref, start, plan.k_width, plan.k_tile, k_at)
             y = plan.load(y_ref, start, plan.v_width, plan.v_tile, v_at)
-            g = plan.load_g(g_ref, start, plan.k_tile, k_at)
+            g = clamped(plan.load_g(g_ref, start, plan.k_tile, k_at))
             y = (scale * y).astype(y.dtype) if reverse else y
             x = (x * (upto if reverse else after)(g, x.dtype)).astype(x.dtype)
             return (whole(g) if g.ndim == 1 else whole(g)[:, None]) * state + dot(x, y, TN)
@@ -280,7 +185,7 @@ def _outputs(plan, q, k, v, g, states, scale: float):
         start = c * plan.size
         q, k = (plan.load_q(ref, start) for ref in (q_ref, k_ref))
         v = plan.load(v_ref, start, plan.v_width, plan.v_tile, v_at)
-        g = plan.load_g(g_ref, start)
+        g = clamped(plan.load_g(g_ref, start))
         p = dot(q, k, NT) * between(g) if g.ndim == 1 else weights(q, k, g)
         ref, inside = plan.part_of_state(states_ref, shape=(plan.k_padded, plan.v_tile), v_at=v_at)
         state = plgpu.load(ref, mask=inside, other=0)
@@ -312,7 +217,7 @@ def _gradients(plan, q, k, v, g, do, states, dstates, scale: float):
     def kernel(plan, q_ref, k_ref, v_ref, g_ref, do_ref, states_ref, dstates_ref, dq_ref, dk_ref, dv_ref, dg_ref):
         start = pl.program_id(2) * plan.size
         q, k = (plan.load_q(ref, start) for ref in (q_ref, k_ref))
-        g = plan.load_g(g_ref, start)
+        g = clamped(plan.load_g(g_ref, start))
         into, out = upto(g, q.dtype), after(g, q.dtype)
         if g.ndim == 1:
             of_pairs = dot(q, k, NT), between(g)
@@ -370,12 +275,22 @@ def _gradients(plan, q, k, v, g, do, states, dstates, scale: float):
 
 def _pull_scalar(q, k, scores, decay, dp, dq_in, dk_out, dtotal):
     """Gradients of q, k [C, K] and the gates [C], as `chunk.scalar`'s of scores and decays [C, C]."""
-    t, s = indices(len(q))
     m = dp * decay
     dq, dk = dot(m.astype(q.dtype), k) + dq_in, dot(m.astype(q.dtype), q, TN) + dk_out
-    ends, begins = (jnp.sum(x, axis=1)[:, None] for x in (q * dq_in, k * dk_out))
-    crossing = ones_dot(jnp.where(t > s, m * scores, 0), t < s, q.dtype) + ends
-    return dq, dk, jnp.sum(jnp.where(t >= s, crossing, begins), axis=0) + jnp.sum(dtotal)
+    dg = gradient_of_gates(m * scores, q * dq_in, k * dk_out, q.dtype) + jnp.sum(dtotal)
+    return dq, dk, dg
+
+
+def gradient_of_gates(pairs, ends, begins, dtype):
+    """[C], of each gate the gradients of the paths that cross it; nothing has to cancel (see `chunk.scalar`).
+
+    Args:
+      pairs: [C, C], of paths from s to t > s; what it holds elsewhere is left out.
+      ends, begins: [C, K], summed over K: of those that enter the chunk and end at a token, and that begin and leave.
+    """
+    t, s = indices(len(pairs))
+    crossing = ones_dot(jnp.where(t > s, pairs, 0), t < s, dtype) + jnp.sum(ends, axis=1)[:, None]
+    return jnp.sum(jnp.where(t >= s, crossing, jnp.sum(begins, axis=1)[:, None]), axis=0)
 
 
 def _pull_vector(q, k, g, dp, dq_in, dk_out, dtotal):

@@ -15,6 +15,7 @@ from gla_problem import no_worse, problem, results, rounded
 from kernels_pallas import dispatch
 from kernels_pallas.aot_gpu import SHARED_BYTES, lower_for_cuda
 from kernels_pallas.gated_linear_attention import gated_linear_attention, gpu, reference
+from kernels_pallas.gpu_chunks import WIDEST
 
 ours = functools.partial(gated_linear_attention, output_final_state=True)
 
@@ -94,7 +95,7 @@ def test_a_program_for_cuda_has_the_kernels_and_what_they_do_not_serve_the_plain
         return set(re.findall(rf"gated_linear_attention_{gate}_\w+", lower_for_cuda(trained, *arguments)))
 
     assert kernels(*shapes(300, gate)) == names(gate)
-    assert not kernels(*shapes(300, gate, width=gpu.WIDEST + 1))
+    assert not kernels(*shapes(300, gate, width=WIDEST + 1))
     with jax.enable_x64(True):
         assert not kernels(*shapes(300, gate, dtype=jnp.float64))
 
