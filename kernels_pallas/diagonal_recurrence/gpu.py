@@ -25,7 +25,7 @@ def forward(x, g, state, *keep, parts=None, turn=TURN, interpret=False):
     cut = _Cut(x.shape, g, parts, turn)
     entering = state[:, None]
     if cut.parts > 1:
-        entering = _entering(state, *_ends(cut, x, g, *keep, interpret=interpret))
+        entering = entering(state, *_ends(cut, x, g, *keep, interpret=interpret))
     ends = jax.ShapeDtypeStruct(entering.shape, jnp.float32)
     h, last = pl.pallas_call(
         functools.partial(_forward, cut=cut),
@@ -47,7 +47,7 @@ def backward(g, state, h, dh, dlast, *keep, parts=None, turn=TURN, interpret=Fal
     entering = dlast[:, None]
     if cut.parts > 1:
         ends = _ends(cut, dh, g, *keep, back=True, interpret=interpret)
-        entering = _entering(dlast, *(y[:, ::-1] for y in ends))[:, ::-1]
+        entering = entering(dlast, *(y[:, ::-1] for y in ends))[:, ::-1]
     shape = jax.ShapeDtypeStruct
     ends = shape(entering.shape, jnp.float32)
     dg = ends if cut.constant else shape(h.shape, g.dtype)
@@ -102,7 +102,7 @@ def _ends(cut, x, g, *keep, back=False, interpret):
     )(x, g, *keep)
 
 
-def _entering(first, products, ends):
+def entering(first, products, ends):
     """States before each part [B, parts, D]."""
 
     def joined(one, two):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from kernels_pallas import blocks, dispatch
 from kernels_pallas.segments import kept
-from kernels_pallas.selective_scan import cpu, padded, tpu
+from kernels_pallas.selective_scan import cpu, gpu, padded, tpu
 
 OPERATION = "selective_scan"
 DTYPES = ("bfloat16", "float32", "float64")
@@ -52,7 +52,8 @@ def selective_scan(
       block_sizes: any of "rows" (of time, between two kept states) and "width" (channels of the TPU kernels'
         blocks), multiples of 128, in place of the table's.
 
-    Arrays are bfloat16, float32, or where no kernel is used float64; sums are float32 (float64).
+    Arrays are bfloat16, float32 or float64; sums are float32 (float64). float64 x, and on a GPU more than 128 states a
+    channel, take plain XLA.
 
     Returns:
       y [B, T, D] in x's dtype, and on request h_T [B, D, N]; gradients for every float argument. With T = 0, y is empty
@@ -119,6 +120,10 @@ def gated(y, x, D, z):
     return (out if z is None else out * jax.nn.silu(z.astype(wide))).astype(y.dtype)
 
 
+def _fits_gpu(x, A):
+    return x.dtype != jnp.float64 and A.shape[1] <= gpu.MOST
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
 def _scan(x, dt, A, B, C, state, keep, sizes):
     return _scan_forward(x, dt, A, B, C, state, keep, sizes)[0]
@@ -129,7 +134,7 @@ def _scan_forward(x, dt, A, B, C, state, keep, sizes):
     call = functools.partial(
         dispatch.by_platform,
         tpu=None if x.dtype == jnp.float64 else functools.partial(padded.forward, **sizes),
-        gpu=None,
+        gpu=functools.partial(gpu.forward, rows=sizes["rows"]) if _fits_gpu(x, A) else None,
         cpu=functools.partial(cpu.forward, rows=sizes["rows"]),
         what=OPERATION,
     )
@@ -143,7 +148,7 @@ def _scan_backward(sizes, residuals, cotangents):
     call = functools.partial(
         dispatch.by_platform,
         tpu=None if arrays[0].dtype == jnp.float64 else functools.partial(padded.backward, **sizes),
-        gpu=None,
+        gpu=functools.partial(gpu.backward, rows=sizes["rows"]) if _fits_gpu(arrays[0], A) else None,
         cpu=functools.partial(cpu.backward, rows=sizes["rows"]),
         what=OPERATION,
     )
