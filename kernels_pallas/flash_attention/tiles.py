@@ -62,6 +62,9 @@ class Plan:
     segments: bool
     queries: int
     keys: int
+    whole_queries: bool = False  # whether a head's queries, or keys and values, lie in VMEM from end to end
+    whole_keys: bool = False
+    turns: int = 1  # query heads of a key-value head that have a grid step each, apart from `groups` in one block
 
     @property
     def query_blocks(self) -> int:
@@ -70,6 +73,15 @@ class Plan:
     @property
     def key_blocks(self) -> int:
         return -(-self.mask.keys // self.keys)
+
+    @property
+    def long_queries(self) -> int:
+        """Rows of queries that are in VMEM together."""
+        return self.queries * (self.query_blocks if self.whole_queries else 1)
+
+    @property
+    def long_keys(self) -> int:
+        return self.keys * (self.key_blocks if self.whole_keys else 1)
 
     @property
     def ragged_queries(self) -> bool:
@@ -110,30 +122,39 @@ class Plan:
             seen = seen & more
         return seen
 
-    # Operands, as (array, spec) for index maps of (outer grid indices) -> (batch, kv head, query block, key block).
+    # Operands' specs for index maps of grid indices -> (batch, kv head and turn, query block, key block).
 
     def query_spec(self, at):
         def index(*grid):
             b, k, i, _ = at(*grid)
-            return b, k, 0, i, 0
+            return b, k, 0, 0 if self.whole_queries else i, 0
 
-        return pl.BlockSpec((1, 1, self.groups, self.queries, self.width), index)
+        return pl.BlockSpec((1, 1, self.groups, self.long_queries, self.width), index)
 
     def row_spec(self, at):
         """Of statistics [B, K, G, T]."""
 
         def index(*grid):
             b, k, i, _ = at(*grid)
-            return b, k, 0, i
+            return b, k, 0, 0 if self.whole_queries else i
 
-        return pl.BlockSpec((1, 1, self.groups, self.queries), index)
+        return pl.BlockSpec((1, 1, self.groups, self.long_queries), index)
 
     def key_spec(self, at):
         def index(*grid):
             b, k, _, j = at(*grid)
-            return b, k, j, 0
+            return b, lax.div(k, jnp.int32(self.turns)), 0 if self.whole_keys else j, 0
 
-        return pl.BlockSpec((1, 1, self.keys, self.width), index)
+        return pl.BlockSpec((1, 1, self.long_keys, self.width), index)
+
+    def query_rows(self, i, row: int, rows: int):
+        """Where `rows` queries from `row` of block i on lie in what `query_spec` brings."""
+        return (
+            pl.ds(pl.multiple_of(i * self.queries + row, LANES), rows) if self.whole_queries else slice(row, row + rows)
+        )
+
+    def key_rows(self, j, key: int, keys: int):
+        return pl.ds(pl.multiple_of(j * self.keys + key, LANES), keys) if self.whole_keys else slice(key, key + keys)
 
     def bias_spec(self, at):
         own, heads = self.bias
@@ -211,11 +232,9 @@ class Plan:
                 pl.when(seen)(functools.partial(tile, g, row, rows, key, keys, True))
 
     def _tiles(self, rows: int, keys: int):
-        rows, keys = tile_of(self.queries, rows), tile_of(self.keys, keys)
         for g in range(self.groups):
-            for row in range(0, self.queries, rows):
-                for key in range(0, self.keys, keys):
-                    yield g, row, rows, key, keys
+            for place in parts(0, self.queries, 0, self.keys, (rows, keys)):
+                yield g, *place
 
     def cost(
         self, walk: Walk, products: int, queries_outside: bool, query_arrays: int, key_arrays: int, rows: int
@@ -226,12 +245,14 @@ class Plan:
           query_arrays, key_arrays, rows: how many arrays like query, like key and like the log-sum-exp it moves.
         """
         heads, item = self.batch * self.kv_heads, jnp.dtype(self.dtype).itemsize
-        scores = heads * self.groups * walk.worked * self.queries * self.keys
+        groups = self.groups * self.turns
+        scores = heads * groups * walk.worked * self.queries * self.keys
         queries, keys = walk.worked * self.queries, walk.worked * self.keys  # met by inner blocks
-        queries, keys = (self.mask.queries, keys) if queries_outside else (queries, self.mask.keys)
-        moved = heads * self.groups * queries * (query_arrays * self.width * item + rows * 4)
+        queries = self.mask.queries if queries_outside or self.whole_queries else queries
+        keys = keys if queries_outside and not self.whole_keys else self.mask.keys
+        moved = heads * groups * queries * (query_arrays * self.width * item + rows * 4)
         moved += heads * keys * key_arrays * self.width * item
-        moved += 0 if self.bias is None else self.groups * heads * walk.worked * self.queries * self.keys * item
+        moved += 0 if self.bias is None else groups * heads * walk.worked * self.queries * self.keys * item
         curves = 1 if self.logits_soft_cap is None else 2
         return pl.CostEstimate(
             flops=2 * products * scores * self.width, transcendentals=curves * scores, bytes_accessed=moved
@@ -249,19 +270,33 @@ def plan(query, key, bias, sinks, segments, direction: str, block_sizes: Mapping
     """The plan of a call; `query` is [B, K, G, T, H]."""
     batch, kv_heads, groups, queries, width = query.shape
     side = 1024 if query.dtype == jnp.bfloat16 and width <= 128 and current().vmem_most_bytes > 16 * MIB else 512
-    default = {"queries": max(side // groups // LANES * LANES, min(side, 256)), "keys": side}
-    sizes = blocks.pick("flash_attention", direction, query.dtype, width, default) | dict(block_sizes)
+    together = 1 if direction == "backward" else groups
+    default = {"queries": max(side // together // LANES * LANES, min(side, 256)), "keys": side}
+    sizes = blocks.pick("flash_attention", direction.split("_")[0], query.dtype, width, default) | dict(block_sizes)
+    sizes = {
+        "queries": min(sizes["queries"], pl.cdiv(queries, LANES) * LANES),
+        "keys": min(sizes["keys"], pl.cdiv(key.shape[2], LANES) * LANES),
+    }
+    tall, long = (-(-size // sizes[of]) * sizes[of] for size, of in ((queries, "queries"), (key.shape[2], "keys")))
+    row, sums = max(width, LANES) * query.dtype.itemsize, max(width, LANES) * 4
+    pair = 2 * 2 * row  # two arrays, each in two buffers
+    whole = (
+        direction == "backward" and tall * (3 * pair // 2 + sums) + long * 2 * (pair + sums) <= vmem_limit() * 5 // 8
+    )
+    turns = groups if whole else 1
     return Plan(
         batch=batch,
         kv_heads=kv_heads,
-        groups=groups,
+        groups=groups // turns,
         width=width,
         dtype=query.dtype,
         bias=None if bias is None else bias.shape[:2],
         sinks=None if sinks is None else sinks.shape[0],
         segments=segments is not None,
-        queries=min(sizes["queries"], pl.cdiv(queries, LANES) * LANES),
-        keys=min(sizes["keys"], pl.cdiv(key.shape[2], LANES) * LANES),
+        **sizes,
+        whole_queries=whole or direction == "backward_keys" and tall * groups * pair <= vmem_limit() // 2,
+        whole_keys=whole or direction in ("forward", "backward_queries") and long * pair <= vmem_limit() // 2,
+        turns=turns,
         **options,
     )
 
@@ -277,22 +312,41 @@ def ungrouped(x_BKGTH):
     return jnp.swapaxes(x, 1, 2)
 
 
+def vmem_limit() -> int:
+    """Bytes of VMEM that a kernel asks for: more than the default where the chip has it."""
+    return min(64 * MIB, current().vmem_most_bytes)
+
+
 def parameters(*order: str) -> Any:
-    """Compiler parameters: the order of each grid axis, and more memory than the default where the chip has it."""
-    chip = current()
-    limit = min(64 * MIB, chip.vmem_most_bytes)
+    """Compiler parameters: the order of each grid axis, and the memory."""
+    chip, limit = current(), vmem_limit()
     return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=limit if limit > chip.vmem_bytes else None)
 
 
 def grid_of(made: Plan, walk: Walk, outer_is_query: bool):
-    """(grid, its order, index map to (batch, kv head, query block, key block))."""
+    """(grid, its order, index map to (batch, kv head and turn, query block, key block)).
 
-    def at(b, k, row, step):
+    The grid is (batch, kv heads, turns, rows of the walk, its steps); where heads take turns they share sums.
+    """
+
+    def at(b, k, turn, row, step):
         outer, inner, *_ = walk.at(row, step)
-        return (b, k, outer, inner) if outer_is_query else (b, k, inner, outer)
+        return (b, k * made.turns + turn, *((outer, inner) if outer_is_query else (inner, outer)))
 
-    grid = (made.batch, made.kv_heads, walk.rows, walk.steps)
-    return grid, ("parallel", "parallel", "parallel", "arbitrary"), at
+    apart = "arbitrary" if made.whole_queries and made.whole_keys else "parallel"
+    return (
+        (made.batch, made.kv_heads, made.turns, walk.rows, walk.steps),
+        ("parallel", "parallel", apart, apart, "arbitrary"),
+        at,
+    )
+
+
+def parts(row: int, rows: int, key: int, keys: int, size: tuple[int, int]):
+    """(row, rows, key, keys) of the parts of a tile, of at most the rows and keys of `size`."""
+    of_rows, of_keys = tile_of(rows, size[0]), tile_of(keys, size[1])
+    for at_row in range(row, row + rows, of_rows):
+        for at_key in range(key, key + keys, of_keys):
+            yield at_row, of_rows, at_key, of_keys
 
 
 def spread(x, width: int):

@@ -67,7 +67,7 @@ def _kernel(q_ref, k_ref, v_ref, *refs, plan: Plan, walk: mask.Walk):
     ids = [refs.pop(0) for _ in range(4)] if plan.segments else None
     out_ref, lse_ref, most_ref, total_ref, sum_ref, *rest = refs
     b, k = pl.program_id(0), pl.program_id(1)
-    i, j, first, last, work = walk.at(pl.program_id(2), pl.program_id(3))
+    i, j, first, last, work = walk.at(pl.program_id(3), pl.program_id(4))
 
     @pl.when(first & work)
     def _():
@@ -87,10 +87,10 @@ def _kernel(q_ref, k_ref, v_ref, *refs, plan: Plan, walk: mask.Walk):
     def tile(g: int, row: int, rows: int, key: int, keys: int, masked: bool):
         """The online softmax of some rows of head g with some keys of the block."""
         here = slice(g * plan.queries + row, g * plan.queries + row + rows)
-        there = slice(key, key + keys)
+        there, brought = slice(key, key + keys), plan.key_rows(j, key, keys)
         bias = None if bias_ref is None else bias_ref[0, min(g, bias_ref.shape[1] - 1), row : row + rows, there]
-        x, _ = plan.scores(dot(q_ref[0, 0, g, row : row + rows], k_ref[0, 0, there], (1, 1)), bias)
-        v = v_ref[0, 0, there]
+        x, _ = plan.scores(dot(q_ref[0, 0, g, row : row + rows], k_ref[0, 0, brought], (1, 1)), bias)
+        v = v_ref[0, 0, brought]
         if masked:
             same = (rest[0][row : row + rows, :1], ids[1][0, :, there]) if ids else None
             seen = plan.seen(x.shape, i * plan.queries + row, j * plan.keys + key, 0, same, rows=False)

@@ -1,8 +1,10 @@
-"""The TPU kernels of the backward direction (FlashAttention-2, arXiv:2307.08691, algorithm 2, in two passes).
+"""The TPU kernels of the backward direction (FlashAttention-2, arXiv:2307.08691, algorithm 2).
 
-One kernel walks blocks of queries and sums their gradient over keys; the other walks blocks of keys, with scores turned
-to [keys, queries], where the statistics of queries are rows and the products need no transposition. A third sums the
-gradient of the bias over the batch entries and heads that share it.
+Where all arrays of a head fit in VMEM, one kernel makes every gradient: scores once, five products a pair of blocks,
+and each array crosses HBM once. Longer sequences take two kernels, of which one sums the gradient of queries over
+blocks of keys and the other those of keys and values over blocks of queries. Scores are turned to [keys, queries],
+where the statistics of queries are rows. A further kernel sums the gradient of the bias over the batch entries and
+heads that share it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.flash_attention import mask, tiles
-from kernels_pallas.flash_attention.tiles import LANES, LOG2_E, Plan, dot
+from kernels_pallas.flash_attention.tiles import LOG2_E, Plan, dot
+
+TILE = 512, 512  # queries and keys whose scores are made before they meet the other operands
+PART = 256, 128  # of a tile, small enough that scores and their gradients stay in registers
 
 
 def backward(
@@ -32,24 +37,17 @@ def backward(
     k, v = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
     rows = [tiles.grouped(x.astype(jnp.float32)[..., None], kv_heads)[..., 0] for x in (log_sum_exp * LOG2_E, delta)]
     make = functools.partial(tiles.plan, q, k, bias, None, segments, block_sizes=block_sizes, **options)
-    dq = _queries(make("backward_queries"), q, k, v, do, rows, bias, segments, interpret)
-    dk, dv = _keys(make("backward_keys"), q, k, v, do, rows, bias, segments, interpret)
+    gradients = functools.partial(_gradients, q, k, v, do, rows, bias, segments, interpret)
+    whole = make("backward")
+    if whole.whole_queries:
+        dq, dk, dv = gradients(whole, "backward", of_queries=True, of_keys=True)
+    else:
+        (dq,) = gradients(make("backward_queries"), "backward_queries", of_queries=True, of_keys=False)
+        dk, dv = gradients(make("backward_keys"), "backward_keys", of_queries=False, of_keys=True)
     dbias = None
     if bias is not None:
         dbias = _bias(make("backward_bias"), q, k, v, do, rows, bias, segments, interpret)
     return tiles.ungrouped(dq), jnp.swapaxes(dk, 1, 2), jnp.swapaxes(dv, 1, 2), dbias
-
-
-def _operands(plan: Plan, at, q, k, v, do, rows, bias, segments):
-    """Arrays and their specs, in the order in which the kernels take them."""
-    arrays = [q, k, v, do, *rows]
-    specs = [plan.query_spec(at), plan.key_spec(at), plan.key_spec(at), plan.query_spec(at)]
-    specs += [plan.row_spec(at)] * 2
-    if bias is not None:
-        arrays.append(bias)
-        specs.append(plan.bias_spec(at))
-    segment_arrays, segment_specs = plan.segment_operands(segments, at)
-    return arrays + segment_arrays, specs + segment_specs
 
 
 def _taken(plan: Plan, refs):
@@ -65,129 +63,109 @@ def _gradient_of_scores(p, slope, dp, delta):
     return ds if slope is None else ds * slope
 
 
-def _queries(plan: Plan, q, k, v, do, rows, bias, segments, interpret):
-    walk = mask.over_queries(plan.mask, plan.queries, plan.keys)
-    grid, order, at = tiles.grid_of(plan, walk, outer_is_query=True)
-    arrays, specs = _operands(plan, at, q, k, v, do, rows, bias, segments)
-    tall = plan.groups * plan.queries
-    return pl.pallas_call(
-        functools.partial(_queries_kernel, plan=plan, walk=walk),
-        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+def _gradients(q, k, v, do, rows, bias, segments, interpret, plan: Plan, name: str, of_queries: bool, of_keys: bool):
+    """Those of queries, or of keys and values, or all three where the plan holds whole heads in VMEM."""
+    walk = (mask.over_queries if of_queries else mask.over_keys)(plan.mask, plan.queries, plan.keys)
+    grid, order, at = tiles.grid_of(plan, walk, outer_is_query=of_queries)
+    query_spec, key_spec = plan.query_spec(at), plan.key_spec(at)
+    specs = [query_spec, key_spec, key_spec, query_spec, *[plan.row_spec(at)] * 2]
+    shape = q.shape
+    q, do, *rows = (x.reshape(plan.batch, -1, plan.groups, *x.shape[3:]) for x in (q, do, *rows))
+    arrays = [q, k, v, do, *rows]
+    if bias is not None:
+        arrays.append(bias)
+        specs.append(plan.bias_spec(at))
+    segment_arrays, segment_specs = plan.segment_operands(segments, at)
+    outputs = [(q, query_spec)] * of_queries + [(k, key_spec), (v, key_spec)] * of_keys
+    made = pl.pallas_call(
+        functools.partial(_kernel, plan=plan, walk=walk, of_queries=of_queries, of_keys=of_keys),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in outputs],
         grid=grid,
-        in_specs=specs,
-        out_specs=plan.query_spec(at),
+        in_specs=specs + segment_specs,
+        out_specs=[spec for _, spec in outputs],
         scratch_shapes=[
-            pltpu.VMEM((tall, LANES), jnp.float32),
-            pltpu.VMEM((tall, LANES), jnp.float32),
-            pltpu.VMEM((tall, plan.width), jnp.float32),
-            *([pltpu.VMEM((plan.queries, LANES), jnp.int32)] if plan.segments else []),
+            *[pltpu.VMEM(spec.block_shape[2:], jnp.float32) for _, spec in outputs],
+            *[pltpu.VMEM((plan.keys, plan.queries), q.dtype)] * (1 + of_keys),
         ],
         compiler_params=tiles.parameters(*order),
-        cost_estimate=plan.cost(walk, products=3, queries_outside=True, query_arrays=3, key_arrays=2, rows=2),
-        name="flash_attention_backward_queries",
+        cost_estimate=plan.cost(
+            walk,
+            products=2 + of_queries + 2 * of_keys,
+            queries_outside=of_queries,
+            query_arrays=2 + of_queries,
+            key_arrays=2 + 2 * of_keys,
+            rows=2,
+        ),
+        name=f"flash_attention_{name}",
         interpret=interpret,
-    )(*arrays)
+    )(*arrays, *segment_arrays)
+    return [made[0].reshape(shape), *made[1:]] if of_queries else made
 
 
-def _queries_kernel(q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref, *refs, plan: Plan, walk: mask.Walk):
-    bias_ref, ids, (dq_ref, log_ref, mean_ref, sum_ref, *rest) = _taken(plan, refs)
-    i, j, first, last, work = walk.at(pl.program_id(2), pl.program_id(3))
+def _kernel(
+    q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref, *refs, plan: Plan, walk: mask.Walk, of_queries: bool, of_keys: bool
+):
+    bias_ref, ids, refs = _taken(plan, refs)
+    kinds = ["q"] * of_queries + ["k", "v"] * of_keys
+    out = dict(zip(kinds, refs))
+    sums = dict(zip(kinds, refs[len(kinds) :]))
+    ds_ref, *p_ref = refs[2 * len(kinds) :]
+    turn, row, step = (pl.program_id(axis) for axis in (2, 3, 4))
+    outer, inner, first, last, work = walk.at(row, step)
+    i, j = (outer, inner) if of_queries else (inner, outer)
+    first, last = {kind: first & work for kind in kinds}, {kind: last & work for kind in kinds}
+    if of_queries and of_keys:  # sums of a whole head, and of keys over the heads that share them
+        start, end = row + step == 0, (row == walk.rows - 1) & (step == walk.steps - 1)
+        first = {"q": start} | dict.fromkeys("kv", start & (turn == 0))
+        last = {"q": end} | dict.fromkeys("kv", end & (turn == plan.turns - 1))
 
-    @pl.when(first & work)
-    def _():
-        for g in range(plan.groups):
-            rows = slice(g * plan.queries, (g + 1) * plan.queries)
-            log_ref[rows] = tiles.column(lse_ref[0, 0, g : g + 1])
-            mean_ref[rows] = tiles.column(delta_ref[0, 0, g : g + 1])
-        sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
-        if ids:
-            rest[0][...] = tiles.column(ids[0][0])
+    for kind in kinds:
 
-    def tile(g: int, row: int, rows: int, key: int, keys: int, masked: bool):
-        here = slice(g * plan.queries + row, g * plan.queries + row + rows)
-        there = slice(key, key + keys)
-        of_head, k, v = slice(row, row + rows), k_ref[0, 0, there], v_ref[0, 0, there]
-        bias = None if bias_ref is None else bias_ref[0, min(g, bias_ref.shape[1] - 1), of_head, there]
-        x, slope = plan.scores(dot(q_ref[0, 0, g, of_head], k, (1, 1)), bias)
-        if masked:
-            k = plan.existing_keys(k, j * plan.keys + key)
-        p = jnp.exp2(x - tiles.spread(log_ref[here], keys))
-        dp = dot(do_ref[0, 0, g, of_head], v, (1, 1))
-        ds = _gradient_of_scores(p, slope, dp, tiles.spread(mean_ref[here], keys))
-        if masked:
-            same = (rest[0][of_head, :1], ids[1][0, :, there]) if ids else None
-            seen = plan.seen(x.shape, i * plan.queries + row, j * plan.keys + key, 0, same, rows=False)
-            ds = ds if seen is None else jnp.where(seen, ds, 0)  # last: what lies beyond the last key may be NaN
-        sum_ref[here] += dot(ds.astype(k.dtype), k, (1, 0))
+        @pl.when(first[kind])
+        def _(ref=sums[kind]):
+            ref[...] = jnp.zeros(ref.shape, jnp.float32)
 
-    plan.over_tiles(i, j, pl.program_id(0), work, ids, tile, (256, 1024), (512, 512))
-
-    @pl.when(last & work)
-    def _():
-        for g in range(plan.groups):
-            rows = slice(g * plan.queries, (g + 1) * plan.queries)
-            dq_ref[0, 0, g] = (sum_ref[rows] * plan.scale).astype(dq_ref.dtype)
-
-
-def _keys(plan: Plan, q, k, v, do, rows, bias, segments, interpret):
-    walk = mask.over_keys(plan.mask, plan.queries, plan.keys)
-    grid, order, at = tiles.grid_of(plan, walk, outer_is_query=False)
-    arrays, specs = _operands(plan, at, q, k, v, do, rows, bias, segments)
-    return pl.pallas_call(
-        functools.partial(_keys_kernel, plan=plan, walk=walk),
-        out_shape=(jax.ShapeDtypeStruct(k.shape, k.dtype),) * 2,
-        grid=grid,
-        in_specs=specs,
-        out_specs=(plan.key_spec(at),) * 2,
-        scratch_shapes=[
-            pltpu.VMEM((plan.keys, plan.width), jnp.float32),
-            pltpu.VMEM((plan.keys, plan.width), jnp.float32),
-            *([pltpu.VMEM((plan.keys, LANES), jnp.int32)] if plan.segments else []),
-        ],
-        compiler_params=tiles.parameters(*order),
-        cost_estimate=plan.cost(walk, products=4, queries_outside=False, query_arrays=2, key_arrays=4, rows=2),
-        name="flash_attention_backward_keys",
-        interpret=interpret,
-    )(*arrays)
-
-
-def _keys_kernel(q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref, *refs, plan: Plan, walk: mask.Walk):
-    bias_ref, ids, (dk_ref, dv_ref, dk_sum, dv_sum, *rest) = _taken(plan, refs)
-    j, i, first, last, work = walk.at(pl.program_id(2), pl.program_id(3))
-
-    @pl.when(first & work)
-    def _():
-        dk_sum[...] = jnp.zeros(dk_sum.shape, jnp.float32)
-        dv_sum[...] = jnp.zeros(dv_sum.shape, jnp.float32)
-        if ids:
-            rest[0][...] = tiles.column(ids[1][0])
-
-    def tile(g: int, row: int, rows: int, key: int, keys: int, masked: bool):
-        of_head, there = slice(row, row + rows), slice(key, key + keys)
-        q, do = q_ref[0, 0, g, of_head], do_ref[0, 0, g, of_head]
-        log, mean = lse_ref[0, 0, g : g + 1, of_head], delta_ref[0, 0, g : g + 1, of_head]
-        bias = None if bias_ref is None else bias_ref[0, min(g, bias_ref.shape[1] - 1), of_head, there]
-        bias = None if bias is None else bias.astype(jnp.float32).T
-        if masked:
-            q, do = (plan.existing_queries(y, i * plan.queries + row) for y in (q, do))
-        x, slope = plan.scores(dot(k_ref[0, 0, there], q, (1, 1)), bias)
-        dp = dot(v_ref[0, 0, there], do, (1, 1))
+    def part(g: int, row: int, rows: int, key: int, keys: int, masked: bool):
+        """p and its gradient [keys, rows] to scratch."""
+        here, there = slice(row, row + rows), slice(key, key + keys)
+        q, do = (ref[0, 0, g, plan.query_rows(i, row, rows)] for ref in (q_ref, do_ref))
+        k, v = (ref[0, 0, plan.key_rows(j, key, keys)] for ref in (k_ref, v_ref))
+        log, mean = (ref[0, 0, g : g + 1, plan.query_rows(i, row, rows)] for ref in (lse_ref, delta_ref))
+        bias = None if bias_ref is None else bias_ref[0, min(g, bias_ref.shape[1] - 1), here, there]
+        x, slope = plan.scores(dot(k, q, (1, 1)), None if bias is None else bias.astype(jnp.float32).T)
         p = jnp.exp2(x - log)
-        ds = _gradient_of_scores(p, slope, dp, mean)
+        ds = _gradient_of_scores(p, slope, dot(v, do, (1, 1)), mean)
         if masked:
-            same = (ids[0][0, :, of_head], rest[0][there, :1]) if ids else None
+            same = (ids[0][0, :, here], tiles.column(ids[1][0, :, there])[:, :1]) if ids else None
             seen = plan.seen(x.shape, i * plan.queries + row, j * plan.keys + key, 1, same, rows=True)
-            if seen is not None:
+            if seen is not None:  # last: what lies beyond the last key or query may be NaN
                 p, ds = jnp.where(seen, p, 0), jnp.where(seen, ds, 0)
-        dv_sum[there] += dot(p.astype(do.dtype), do, (1, 0))
-        dk_sum[there] += dot(ds.astype(q.dtype), q, (1, 0))
+        ds_ref[there, here] = ds.astype(ds_ref.dtype)
+        if of_keys:
+            p_ref[0][there, here] = p.astype(ds_ref.dtype)
 
-    plan.over_tiles(i, j, pl.program_id(0), work, ids, tile, (512, 512), (512, 512))
+    def tile(g: int, row: int, rows: int, key: int, keys: int, masked: bool):
+        for place in tiles.parts(row, rows, key, keys, PART):
+            part(g, *place, masked)
+        scores = slice(key, key + keys), slice(row, row + rows)
+        here, there = plan.query_rows(i, row, rows), plan.key_rows(j, key, keys)
+        if of_keys:
+            for kind, ref, factor in (("k", q_ref, ds_ref), ("v", do_ref, p_ref[0])):
+                y = ref[0, 0, g, here]
+                y = plan.existing_queries(y, i * plan.queries + row) if masked else y
+                sums[kind][there] += dot(factor[scores], y, (1, 0))
+        if of_queries:
+            k = k_ref[0, 0, there]
+            k = plan.existing_keys(k, j * plan.keys + key) if masked else k
+            sums["q"][g, here] += dot(ds_ref[scores], k, (0, 0))
 
-    @pl.when(last & work)
-    def _():
-        dk_ref[0, 0] = (dk_sum[...] * plan.scale).astype(dk_ref.dtype)
-        dv_ref[0, 0] = dv_sum[...].astype(dv_ref.dtype)
+    plan.over_tiles(i, j, pl.program_id(0), work, ids, tile, TILE, TILE)
+
+    for kind in kinds:
+
+        @pl.when(last[kind])
+        def _(out=out[kind], total=sums[kind], scale=1.0 if kind == "v" else plan.scale):
+            out[(0,) * (len(out.shape) - len(total.shape))] = (total[...] * scale).astype(out.dtype)
 
 
 def _bias(plan: Plan, q, k, v, do, rows, bias, segments, interpret):
