@@ -38,7 +38,7 @@ def _cases(length: int, width: int, kv_heads: int = HEADS, window: int | None = 
         shape = jax.ShapeDtypeStruct((1, kv_heads, HEADS // kv_heads, length, width), query.dtype)
         turned = jax.ShapeDtypeStruct((1, kv_heads, length, width), query.dtype)
         made = tiles.plan(shape, turned, None, None, None, direction, {}, **{k: options[k] for k in _PLANNED})
-        return kv_heads * over(made.mask, made.queries, made.keys).worked
+        return kv_heads * made.turns * over(made.mask, made.queries, made.keys).worked
 
     flops = 4 * HEADS * width * _pairs(seen)
     label = f"causal T{length} N{HEADS} K{kv_heads} H{width} bfloat16" + (f" window {window}" if window else "")
@@ -58,10 +58,7 @@ def _cases(length: int, width: int, kv_heads: int = HEADS, window: int | None = 
             arguments=(query, key, key, row, row, query),
             flops=flops * 5 / 2,  # scores again, and four products
             floor_bytes=size_of(query, key, key, row, row, query, query, key, key),
-            steps={
-                "flash_attention_backward_queries": steps("backward_queries", mask.over_queries),
-                "flash_attention_backward_keys": steps("backward_keys", mask.over_keys),
-            },
+            steps={"flash_attention_backward": steps("backward", mask.over_queries)},
         ),
     )
 
