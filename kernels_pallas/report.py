@@ -66,10 +66,8 @@ def entry(case: Case, chip: Chip, estimate: float | None = None) -> dict[str, An
     except Exception as error:  # the compiler's: any
         return line | {"compiled": False, "error": str(error).strip().splitlines()[0][:200]}
     kernels = {re.sub(r"\.\d+$", "", kernel.name): kernel for kernel in made.kernels}
-    if set(kernels) != set(case.steps):
-        raise ValueError(
-            f"{case.operation} {case.label}: found kernels {sorted(kernels)}, expected {sorted(case.steps)}"
-        )
+    if not kernels or not all(name.startswith(case.operation) for name in kernels):  # which ones, a chip may decide
+        raise ValueError(f"{case.operation} {case.label}: found kernels {sorted(kernels)}, expected {case.operation}_*")
     runs = {name: kernel.run for name, kernel in kernels.items()}
     counted = sum(run.bundles for run in runs.values())
     exact = all(run.exact for run in runs.values())
