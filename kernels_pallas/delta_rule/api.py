@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas import blocks, dispatch
-from kernels_pallas.delta_rule import cpu, reference, tpu
+from kernels_pallas import blocks, dispatch, gpu_chunks
+from kernels_pallas.delta_rule import cpu, gpu, gpu_backward, reference, tpu
 from kernels_pallas.segments import resets
 
 CHUNKS = (16, 32, 64, 128)
@@ -45,8 +45,9 @@ def delta_rule(
       initial_state: [B, N, K, V] float32; zeros by default.
       segment_ids: [B, T] integers; where they change the state is cleared. The first segment goes on from
         `initial_state`.
-      block_sizes: overrides of the table's "chunk" (16, 32, 64 or 128 steps; on TPU 128) and "heads" (a kernel
-        program's heads).
+      block_sizes: overrides of the table's "chunk" (16, 32, 64 or 128 steps; on TPU 128) and "heads" (a TPU kernel
+        program's heads). The GPU kernels serve up to 256 keys and values a head in bfloat16 and float32; what they
+        do not serve takes the plain XLA form.
 
     Returns:
       o [B, T, N, V] in the dtype of `v`; with `output_final_state` (o, [B, N, K, V] float32). With T = 0 the final
@@ -99,7 +100,7 @@ def _delta_rule(static, *operands):
     return _forward(static, *operands)[:2]
 
 
-def _run(what, function_tpu, function_cpu, operands, names, static):
+def _run(what, function_tpu, function_gpu, function_cpu, operands, names, static):
     """`folded` and by platform; operands that are None stay out of the call."""
     scale, chunk, heads = static
     given = [name for name, x in zip(names, operands) if x is not None]
@@ -107,15 +108,17 @@ def _run(what, function_tpu, function_cpu, operands, names, static):
     def form(function, **sizes):
         return lambda *xs: function(**{**dict.fromkeys(names), **dict(zip(given, xs))}, scale=scale, **sizes)
 
-    on_cpu, on_tpu = form(function_cpu, chunk=chunk), form(function_tpu, heads=heads)
+    on_cpu, on_gpu = (form(function, chunk=chunk) for function in (function_cpu, function_gpu))
+    on_gpu = on_gpu if gpu_chunks.serves(operands[0], operands[2]) else None
+    on_tpu = form(function_tpu, heads=heads)
     on_tpu = on_tpu if chunk == tpu.CHUNK and operands[0].dtype != jnp.float64 else None
-    call = dispatch.folded(lambda *xs: dispatch.by_platform(*xs, tpu=on_tpu, gpu=None, cpu=on_cpu, what=what))
+    call = dispatch.folded(lambda *xs: dispatch.by_platform(*xs, tpu=on_tpu, gpu=on_gpu, cpu=on_cpu, what=what))
     return call(*(x for x in operands if x is not None))
 
 
 def _forward(static, *operands):
     names = (*OPERANDS, "initial_state")
-    return _run("delta_rule", tpu.forward, cpu.forward, operands, names, static)
+    return _run("delta_rule", tpu.forward, gpu.forward, cpu.forward, operands, names, static)
 
 
 def _keep(static, *operands):
@@ -126,7 +129,8 @@ def _keep(static, *operands):
 def _backward(static, kept, cotangents):
     operands, states = kept
     names = (*OPERANDS, "states", "do", "dfinal")
-    grads = _run("delta_rule_grad", tpu.backward, cpu.backward, (*operands, states, *cotangents), names, static)
+    forms = tpu.backward, gpu_backward.backward, cpu.backward
+    grads = _run("delta_rule_grad", *forms, (*operands, states, *cotangents), names, static)
     dq, dk, dv, dbeta, dg, dinitial = grads
     starts = operands[5]
     return dq, dk, dv, dbeta, dg, None if starts is None else np.zeros(starts.shape, jax.dtypes.float0), dinitial
