@@ -16,6 +16,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from kernels_pallas.flash_attention.mask import Mask
@@ -155,7 +156,7 @@ def parts(mask: Mask) -> list[tuple[int, int, int, int]]:
     return found
 
 
-def _tile(mask: Mask, batch_and_heads: int, itemsize: int) -> tuple[int, int]:
+def tile_sizes(mask: Mask, batch_and_heads: int, itemsize: int) -> tuple[int, int]:
     """Queries and keys of a tile of a long sequence."""
     side = 512
     while side > 128 and side * side * batch_and_heads * itemsize > TILE_BYTES:
@@ -207,10 +208,22 @@ def _padded(x, size: int):
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % size)])
 
 
+def _tiles(x_BKGdT, size: int):
+    """[B, K, d, tiles x G x size]: the heads of a tile's queries side by side, as `_side_by_side`, tile after tile."""
+    x = _padded(x_BKGdT, size)
+    x = x.reshape(*x.shape[:4], -1, size)
+    return x.transpose(0, 1, 3, 4, 2, 5).reshape(*x.shape[:2], x.shape[3], -1)
+
+
+def _untiled(x_BKdQ, groups: int, size: int):
+    x = x_BKdQ.reshape(*x_BKdQ.shape[:3], -1, groups, size).transpose(0, 1, 4, 2, 3, 5)
+    return x.reshape(*x.shape[:4], -1)
+
+
 def _tiled(scores: Scores, q_BKGdT, k_BKdS):
     """Tile sizes, and the scores' arrays filled up to whole tiles."""
     batch, kv_heads, groups = q_BKGdT.shape[:3]
-    queries, keys = _tile(
+    queries, keys = tile_sizes(
         scores.mask, batch * kv_heads * groups, jnp.promote_types(q_BKGdT.dtype, jnp.float32).itemsize
     )
     if scores.bias is not None:
@@ -222,47 +235,54 @@ def _tiled(scores: Scores, q_BKGdT, k_BKdS):
     return queries, keys, scores
 
 
-def _over_keys(mask: Mask, i, queries: int, keys: int, step, carry):
-    """`step(first key, carry)` over the tiles of keys that tile i of queries may see."""
-    head, low, high = mask.key_blocks(i, queries, keys)
+def pairs(mask: Mask, queries: int, keys: int) -> np.ndarray:
+    """First query and first key of each pair of tiles that has something to see, int32 [pairs, 2].
 
-    def at(s, carry):
-        return step(jnp.where(s < head, s, low + s - head) * keys, carry)
+    A list, and no loop with bounds that depend on the tile: its length is known where FLOPs are counted.
+    """
+    found = []
+    for i in range(-(-mask.queries // queries)):
+        head, low, high = mask.key_blocks(i, queries, keys)
+        seen = np.r_[0:head, low:high]
+        found.append(np.stack([np.full_like(seen, i * queries), seen * keys], 1))
+    return np.concatenate(found).astype(np.int32)
 
-    return lax.fori_loop(0, head + high - low, at, carry)
+
+def _at(x, start, size: int):
+    return lax.dynamic_slice_in_dim(x, start, size, -1)
+
+
+def _put(x, part, start):
+    return lax.dynamic_update_slice_in_dim(x, part, start, -1)
 
 
 def _long(scores: Scores, q_BKGdT, k_BKdS, v_BKdS):
     batch, kv_heads, groups, width, length = q_BKGdT.shape
     queries, keys, scores = _tiled(scores, q_BKGdT, k_BKdS)
-    q_BKGdT, k_BKdS, v_BKdS = _padded(q_BKGdT, queries), _padded(k_BKdS, keys), _padded(v_BKdS, keys)
+    q_BKdQ, k_BKdS, v_BKdS = _tiles(q_BKGdT, queries), _padded(k_BKdS, keys), _padded(v_BKdS, keys)
     wide = jnp.promote_types(q_BKGdT.dtype, jnp.float32)
-    rows = (batch, kv_heads, 1, groups * queries)
+    rows = (batch, kv_heads, 1, q_BKdQ.shape[-1])
     sink = scores.sink_row(batch, kv_heads, queries)
+    size = groups * queries
 
-    def tile(i):
-        q_BKdQ = _side_by_side(q_BKGdT, i * queries, queries)
+    def step(carry, pair):
+        query, key = pair
+        at = query * groups
+        most, total, out = (_at(x, at, size) for x in carry)
+        x_BKSQ, _ = scores.of(_at(k_BKdS, key, keys), _at(q_BKdQ, at, size), groups, query, key)
+        higher = jnp.maximum(most, jnp.max(x_BKSQ, -2, keepdims=True))
+        e_BKSQ, fade = _exponentials(x_BKSQ, higher), _exponentials(most, higher)
+        mixed = _mix(_at(v_BKdS, key, keys), e_BKSQ.astype(v_BKdS.dtype))
+        new = higher, total * fade + jnp.sum(e_BKSQ, -2, keepdims=True), out * fade + mixed
+        return tuple(_put(x, part, at) for x, part in zip(carry, new)), None
 
-        def step(at, carry):
-            most, total, out = carry
-            x_BKSQ, _ = scores.of(lax.dynamic_slice_in_dim(k_BKdS, at, keys, -1), q_BKdQ, groups, i * queries, at)
-            higher = jnp.maximum(most, jnp.max(x_BKSQ, -2, keepdims=True))
-            e_BKSQ, fade = _exponentials(x_BKSQ, higher), _exponentials(most, higher)
-            mixed = _mix(lax.dynamic_slice_in_dim(v_BKdS, at, keys, -1), e_BKSQ.astype(v_BKdS.dtype))
-            return higher, total * fade + jnp.sum(e_BKSQ, -2, keepdims=True), out * fade + mixed
-
-        most = jnp.full(rows, -jnp.inf, wide) if sink is None else sink.astype(wide)
-        carry = most, jnp.full(rows, 0 if sink is None else 1, wide), jnp.zeros((*rows[:2], width, rows[-1]), wide)
-        most, total, out = _over_keys(scores.mask, i, queries, keys, step, carry)
-        return _apart(out * _inverse(total), groups), _apart(most + jnp.log(total), groups)
-
-    outs, logs = lax.map(tile, jnp.arange(q_BKGdT.shape[-1] // queries, dtype=jnp.int32))
-
-    def joined(x):
-        x = jnp.moveaxis(x, 0, -2)
-        return x.reshape(*x.shape[:-2], -1)[..., :length]
-
-    return joined(outs), joined(logs), []
+    most = jnp.full(rows, -jnp.inf, wide)
+    if sink is not None:
+        most = jnp.broadcast_to(jnp.tile(sink, q_BKdQ.shape[-1] // size), rows).astype(wide)
+    carry = most, jnp.full(rows, 0 if sink is None else 1, wide), jnp.zeros((*rows[:2], width, rows[-1]), wide)
+    (most, total, out), _ = lax.scan(step, carry, pairs(scores.mask, queries, keys))
+    out, log = _untiled(out * _inverse(total), groups, queries), _untiled(most + jnp.log(total), groups, queries)
+    return out[..., :length], log[..., :length], []
 
 
 def backward(
@@ -308,41 +328,36 @@ def _short_backward(scores: Scores, q_BKGdT, k_BKdS, v_BKdS, g_BKGdT, delta_BKG1
 
 
 def _long_backward(scores: Scores, q_BKGdT, k_BKdS, v_BKdS, g_BKGdT, delta_BKG1T, log_BKG1T):
-    groups, length, size = q_BKGdT.shape[2], q_BKGdT.shape[-1], k_BKdS.shape[-1]
+    groups, length, keys_there = q_BKGdT.shape[2], q_BKGdT.shape[-1], k_BKdS.shape[-1]
     queries, keys, scores = _tiled(scores, q_BKGdT, k_BKdS)
-    q_BKGdT, g_BKGdT, delta_BKG1T, log_BKG1T = (_padded(x, queries) for x in (q_BKGdT, g_BKGdT, delta_BKG1T, log_BKG1T))
+    of_queries = [_tiles(x, queries) for x in (q_BKGdT, g_BKGdT, delta_BKG1T, log_BKG1T)]
     k_BKdS, v_BKdS = _padded(k_BKdS, keys), _padded(v_BKdS, keys)
     wide = jnp.promote_types(q_BKGdT.dtype, jnp.float32)
+    size = groups * queries
 
-    def tile(sums, i):
-        start = i * queries
-        q_BKdQ, g_BKdQ, delta, log = (
-            _side_by_side(x, start, queries) for x in (q_BKGdT, g_BKGdT, delta_BKG1T, log_BKG1T)
-        )
+    def step(carry, pair):
+        query, key = pair
+        at = query * groups
+        dq_BKdQ, dk_BKdS, dv_BKdS, dbias = carry
+        q_part, g_part, delta, log = (_at(x, at, size) for x in of_queries)
+        k_part, v_part = _at(k_BKdS, key, keys), _at(v_BKdS, key, keys)
+        x_BKSQ, slope = scores.of(k_part, q_part, groups, query, key)
+        p_BKSQ = jnp.exp(x_BKSQ - log)
+        ds_BKSQ = p_BKSQ * (_outer(v_part, g_part) - delta)
+        ds_BKSQ = ds_BKSQ if slope is None else ds_BKSQ * slope
+        if dbias is not None:
+            dbias = _add_at(dbias, scores.bias_gradient(ds_BKSQ, groups), (0, 0, query, key))
+        ds_BKSQ = ds_BKSQ.astype(q_BKGdT.dtype)
+        dq_BKdQ = _add_at(dq_BKdQ, _mix(k_part, ds_BKSQ), (0, 0, 0, at))
+        dk_BKdS = _add_at(dk_BKdS, _unmix(q_part, ds_BKSQ), (0, 0, 0, key))
+        dv_BKdS = _add_at(dv_BKdS, _unmix(g_part, p_BKSQ.astype(v_BKdS.dtype)), (0, 0, 0, key))
+        return (dq_BKdQ, dk_BKdS, dv_BKdS, dbias), None
 
-        def step(at, carry):
-            dq_BKdQ, (dk_BKdS, dv_BKdS, dbias) = carry
-            k_part, v_part = (lax.dynamic_slice_in_dim(x, at, keys, -1) for x in (k_BKdS, v_BKdS))
-            x_BKSQ, slope = scores.of(k_part, q_BKdQ, groups, start, at)
-            p_BKSQ = jnp.exp(x_BKSQ - log)
-            ds_BKSQ = p_BKSQ * (_outer(v_part, g_BKdQ) - delta)
-            ds_BKSQ = ds_BKSQ if slope is None else ds_BKSQ * slope
-            if dbias is not None:
-                dbias = _add_at(dbias, scores.bias_gradient(ds_BKSQ, groups), (0, 0, start, at))
-            ds_BKSQ = ds_BKSQ.astype(q_BKGdT.dtype)
-            dk_BKdS = _add_at(dk_BKdS, _unmix(q_BKdQ, ds_BKSQ), (0, 0, 0, at))
-            dv_BKdS = _add_at(dv_BKdS, _unmix(g_BKdQ, p_BKSQ.astype(v_BKdS.dtype)), (0, 0, 0, at))
-            return dq_BKdQ + _mix(k_part, ds_BKSQ), (dk_BKdS, dv_BKdS, dbias)
-
-        dq_BKdQ, sums = _over_keys(scores.mask, i, queries, keys, step, (jnp.zeros(q_BKdQ.shape, wide), sums))
-        return sums, _apart(dq_BKdQ, groups)
-
-    sums = jnp.zeros(k_BKdS.shape, wide), jnp.zeros(v_BKdS.shape, wide)
-    sums = *sums, None if scores.bias is None else jnp.zeros(scores.bias.shape, wide)
-    (dk_BKdS, dv_BKdS, dbias), dq = lax.scan(tile, sums, jnp.arange(q_BKGdT.shape[-1] // queries, dtype=jnp.int32))
-    dq = jnp.moveaxis(dq, 0, -2)
-    dq = dq.reshape(*dq.shape[:-2], -1)[..., :length]
-    return dq, dk_BKdS[..., :size], dv_BKdS[..., :size], None if dbias is None else dbias[:, :, :length, :size]
+    carry = [jnp.zeros(x.shape, wide) for x in (of_queries[0], k_BKdS, v_BKdS)]
+    carry = *carry, None if scores.bias is None else jnp.zeros(scores.bias.shape, wide)
+    (dq, dk_BKdS, dv_BKdS, dbias), _ = lax.scan(step, carry, pairs(scores.mask, queries, keys))
+    dbias = None if dbias is None else dbias[:, :, :length, :keys_there]
+    return _untiled(dq, groups, queries)[..., :length], dk_BKdS[..., :keys_there], dv_BKdS[..., :keys_there], dbias
 
 
 def _add_at(total, part, at):

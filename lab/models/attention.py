@@ -1,14 +1,37 @@
-"""The attention layer: projections of flattened tokens, QK-norm, RoPE, causal attention."""
+"""The attention layer: projections of flattened tokens, QK-norm, RoPE, causal attention by `kernels_pallas`."""
 
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 
+from kernels_pallas.flash_attention import flash_attention
 from lab.models import weight
 from lab.models.architecture import Architecture
-from lab.models.attend import attend
+from lab.models.axes import free_axes, heads_spec
 from lab.models.norm import Norm
 from lab.models.rotary import rotate
+
+
+def attend(q_BHdT, k_BKdT, v_BKdT):
+    """Causal attention [batch, heads, head_width, length]; q carries the scale of its scores.
+
+    Each of the K key-value heads serves H / K query heads, which are adjacent. Where tracing sees a mesh
+    (`jax.sharding.use_abstract_mesh`), each device attends with its own sequences and heads: XLA splits no kernel.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = free_axes(mesh)
+    if mesh.size == 1 or not free:
+        return _attend(q_BHdT, k_BKdT, v_BKdT)
+    spec = heads_spec(mesh, batch=q_BHdT.shape[0], kv_heads=k_BKdT.shape[1])
+    split = jax.shard_map(_attend, in_specs=spec, out_specs=spec, axis_names=free, check_vma=False)
+    return split(q_BHdT, k_BKdT, v_BKdT)
+
+
+def _attend(*time_last):
+    # Time is the minor axis here because a CPU is faster so; its form of attention turns the arrays back for nothing.
+    q_BTHd, k_BTKd, v_BTKd = (x.transpose(0, 3, 1, 2) for x in time_last)
+    return flash_attention(q_BTHd, k_BTKd, v_BTKd, scale=1.0, is_causal=True).transpose(0, 2, 3, 1)
 
 
 class Attention(nn.Module):

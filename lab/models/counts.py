@@ -3,8 +3,8 @@
 N "non_embedding" leaves out the embedding table and the readout (Kaplan et al. 2020); "with_head" adds width x
 vocabulary for the readout product, tied or not; "total" is every stored number once. FLOPs per token are forward and
 backward, 6 per weight; "with_attention" adds 12 x depth x heads x head width x sequence length for scores and mixing,
-each query counted with all keys (PaLM, arXiv:2204.02311, appendix B). The program does less: it leaves out most of what
-lies above the diagonal (`lab.models.attend.blocks`).
+each query counted with all keys (PaLM, arXiv:2204.02311, appendix B). The program does less, it leaves out most of what
+lies above the diagonal, or more, where scores are computed again for the gradient (`kernels_pallas.flash_attention`).
 """
 
 from __future__ import annotations

@@ -44,11 +44,12 @@ def _equation_flops(equation) -> int:
         return _dot_flops(equation)
     if name == "conv_general_dilated":
         return _convolution_flops(equation)
-    inner = [_flops(value) for value in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr) if _is_jaxpr(value)]
     if name == "cond":
-        return max(inner)
+        branches, platforms = equation.params["branches"], equation.params.get("branches_platforms")
+        return _flops(branches[platforms.index(None)]) if platforms else max(map(_flops, branches))
     if name == "while":
         raise ValueError("a while loop's trip count is not in its jaxpr; expected scan, which states its length")
+    inner = [_flops(value) for value in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr) if _is_jaxpr(value)]
     return sum(inner) * (equation.params["length"] if name == "scan" else 1)
 
 
@@ -64,7 +65,8 @@ def _flops(jaxpr) -> int:
 def jaxpr_flops(function, *args) -> int:
     """FLOPs of the matrix products and convolutions of `function(*args)`, a multiply-add being 2; computes nothing.
 
-    A scan's body counts as often as it runs, a cond as its dearest branch. Raises ValueError for a while loop.
+    A scan's body counts as often as it runs, a cond as its dearest branch, or if platforms choose its branch as the
+    one of plain operations. Raises ValueError for a while loop.
     """
     return _flops(jax.make_jaxpr(function)(*args))
 

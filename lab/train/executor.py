@@ -38,8 +38,19 @@ class Executor:
         return NamedSharding(self.mesh, PartitionSpec(*spec))
 
     def over_runs(self, fn: Any, shared: int) -> Any:
-        """`fn(*shared, *per_run)` for one run -> the same for all slots, per-run arguments with a leading axis."""
+        """`fn(*shared, *per_run)` for one run -> the same for all slots, per-run arguments with a leading axis.
 
+        `fn` is traced where it sees the mesh, over which it splits what XLA cannot (Pallas kernels).
+        """
+        over = self._over_runs(fn, shared)
+
+        def on_mesh(*args):
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return over(*args)
+
+        return on_mesh
+
+    def _over_runs(self, fn: Any, shared: int) -> Any:
         def mapped(*args):
             return jax.lax.map(lambda mine: fn(*args[:shared], *mine), args[shared:])
 

@@ -16,11 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from lab.errors import ConfigError
-from lab.models.axes import partition_spec
+from lab.models.axes import BATCH, partition_spec
 from lab.models.weight import Record
 
 AXES = ("run", "data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")
 
 
 def make_mesh(mesh: ConfigDict, runs: int, devices: list | None = None) -> Mesh:

@@ -18,7 +18,7 @@ many = settings(max_examples=100, derandomize=True, deadline=None, suppress_heal
 def tiled(monkeypatch):
     """Every sequence counts as long, in tiles of 64 queries and 32 keys."""
     monkeypatch.setattr(cpu, "SHORT", 0)
-    monkeypatch.setattr(cpu, "_tile", lambda mask, *_: (min(64, mask.queries), min(32, mask.keys)))
+    monkeypatch.setattr(cpu, "tile_sizes", lambda mask, *_: (min(64, mask.queries), min(32, mask.keys)))
 
 
 @few
