@@ -8,7 +8,6 @@ results are the same in every run. A third sums the gradient of the bias over th
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +20,6 @@ from kernels_pallas.flash_attention.gpu import columns, load, power, rest, store
 from kernels_pallas.flash_attention.tiles import LOG2_E, Plan, dot
 
 
-def tuning(dtype: Any, width: int) -> dict[str, dict[str, int]]:
-    """By kernel, as of `gpu.tuning`: the held block is the larger."""
-    warps = 4 if width <= 64 else 8
-    if dtype == jnp.bfloat16:
-        held, met, stages = 128 if width <= 128 else 64, 64 if width <= 64 else 32, 2
-    else:
-        held, met, stages = 64 if width <= 64 else 32, 32 if width <= 64 else 16, 1
-    tuned = {"warps": warps, "stages": stages}
-    return {
-        "queries": {"queries": held, "keys": met, **tuned},
-        "keys": {"queries": met, "keys": held, **tuned},
-        "bias": {"queries": met, "keys": held, **tuned},
-    }
-
-
 def backward(
     query, key, value, bias, sinks, query_segments, key_segments, log_sum_exp, delta, kept, g, *, block_sizes=None,
     interpret=False, **options,
@@ -43,7 +27,7 @@ def backward(
     """Gradients (query, key, value, bias or None); arguments as of `cpu.backward`, of which `kept` is not used.
 
     Args:
-      block_sizes: some of `tuning`'s, for all kernels.
+      block_sizes: as of `gpu.forward`, for all kernels.
     """
     del sinks, kept
     segments = None if query_segments is None else (query_segments, key_segments)
@@ -51,7 +35,7 @@ def backward(
     arrays = [query, g.astype(query.dtype)], [key, value], rows, bias
 
     def call(kernel, name: str):
-        sizes = tuning(query.dtype, query.shape[3])[name] | dict(block_sizes or {})
+        sizes = gpu.tuning(name, query.dtype, query.shape[3]) | dict(block_sizes or {})
         made = gpu.plan(query, key, bias, None, query_segments, sizes, **options)
         parameters = plgpu.CompilerParams(num_warps=sizes["warps"], num_stages=sizes["stages"])
         run = functools.partial(

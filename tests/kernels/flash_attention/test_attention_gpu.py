@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from kernels_pallas import dispatch
+from kernels_pallas import aot_gpu, dispatch
 from kernels_pallas.flash_attention import flash_attention, gpu, gpu_backward
+from kernels_pallas.flash_attention.api import checked
 from kernels_pallas.flash_attention.mask import Mask
 
 many = settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
@@ -44,7 +45,7 @@ def test_values_and_gradients(interpreted, problem):
 
 
 def test_bfloat16_operands_under_an_ambient_precision(interpreted):
-    problem = {"shape": (1, 100, 100, 2, 1, 16), "options": {"local_window_size": (50, 10)}, "bias": (1, 1)}
+    problem = {"shape": (1, 100, 100, 2, 1, 16), "options": {"local_window_size": (50, 10)}}
     with jax.default_matmul_precision("highest"):
         draws.assert_as_exact_as_the_definition(flash_attention, problem, dtype=jnp.bfloat16)
 
@@ -57,7 +58,7 @@ def test_options_widely(interpreted, problem):
 
 
 def test_vmap_is_a_larger_batch(interpreted):
-    found = [draws.arrays((1, 40, 40, 1, 1, 16), sinks=True, bias=(1, 1), seed=seed)[0] for seed in range(2)]
+    found = [draws.arrays((1, 40, 40, 1, 1, 16), sinks=True, seed=seed)[0] for seed in range(2)]
     runs = {name: jnp.stack([jnp.asarray(run[name], jnp.float32) for run in found]) for name in found[0]}
 
     @jax.value_and_grad
@@ -115,3 +116,63 @@ def test_each_block_pair_that_has_something_to_see_is_met_once_and_masked_unless
     if seen.bounded and not seen.first:
         pairs = sum(len(met(gpu.key_spans, i)) for i in range(made.query_blocks))
         assert pairs <= some.sum() + made.query_blocks  # work only where there is something to see
+
+
+def program(dtype, width, length=4096):
+    """Value and gradients of causal attention, two query heads to a key head, and their arguments."""
+    query = jax.ShapeDtypeStruct((1, length, 2, width), dtype)
+    key = jax.ShapeDtypeStruct((1, length, 1, width), dtype)
+
+    def loss(query, key, value):
+        return jnp.sum(flash_attention(query, key, value, is_causal=True).astype(jnp.float32))
+
+    return jax.value_and_grad(loss, (0, 1, 2)), query, key, key
+
+
+KERNELS = ("flash_attention_forward", "flash_attention_backward_queries", "flash_attention_backward_keys")
+
+
+def test_a_program_for_cuda_has_the_kernels_and_one_in_float64_has_not():
+    text = aot_gpu.lower_for_cuda(*program("bfloat16", 64))
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == 3 and all(name in text for name in KERNELS)
+    with jax.enable_x64(True):
+        assert "triton" not in aot_gpu.lower_for_cuda(*program("float64", 64))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("width", [64, 128])
+def test_compiles_for_an_h200(compile_for_h200, dtype, width):
+    made = compile_for_h200(*program(dtype, width))
+    assert all(name in made.as_text() for name in KERNELS)
+
+
+def test_memory_on_an_h200_grows_as_length(compile_for_h200):
+    """The whole of value and gradients, with what is kept for the gradient."""
+    temporary = {}
+    for length in (8192, 32768):
+        function, *arrays = program("bfloat16", 128, length)
+        temporary[length] = compile_for_h200(function, *arrays).memory_analysis().temp_size_in_bytes
+        assert temporary[length] < sum(x.size * x.dtype.itemsize for x in arrays)
+    assert temporary[32768] <= 4.2 * temporary[8192]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("width", [64, 96, 128, 256])
+def test_every_option_compiles_for_an_h200(compile_for_h200, dtype, width):
+    def loss(query, key, value, bias, sinks):
+        ids = jnp.arange(1000, dtype=jnp.int32)[None] // 300
+        options = {"local_window_size": (100, 5), "first_tokens": 4, "logits_soft_cap": 30.0, "segment_ids": ids}
+        return jnp.sum(flash_attention(query, key, value, bias, sinks=sinks, **options).astype(jnp.float32))
+
+    shapes = (1, 1000, 4, width), (1, 1000, 2, width), (1, 1000, 2, width), (1, 4, 1000, 1000), (4,)
+    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    made = compile_for_h200(jax.value_and_grad(loss, range(5)), *arguments)
+    assert all(name in made.as_text() for name in (*KERNELS, "flash_attention_backward_bias"))
+
+
+def test_blocks_beyond_shared_memory_are_refused(compile_for_h200):
+    setting, *arrays = checked(*(jnp.zeros((1, 1024, 1, 256), "bfloat16") for _ in range(3)), None, None, None)
+    large = functools.partial(gpu.forward, **setting.of_scores, block_sizes={"queries": 256, "keys": 256})
+    with pytest.raises(Exception, match="[Ss]hared memory"):
+        compile_for_h200(lambda q, k, v: large(q, k, v, *arrays[3:]), *arrays[:3])
