@@ -23,10 +23,10 @@ ONE_WARP = plgpu.CompilerParams(num_warps=1)
 def forward(x, g, state, *keep, parts=None, turn=TURN, interpret=False):
     """h [B, T, D] in x's dtype and h_T [B, D]; arguments as of `tpu.forward`; `parts` of a sequence, None: by size."""
     cut = _Cut(x.shape, g, parts, turn)
-    entering = state[:, None]
+    first = state[:, None]
     if cut.parts > 1:
-        entering = entering(state, *_ends(cut, x, g, *keep, interpret=interpret))
-    ends = jax.ShapeDtypeStruct(entering.shape, jnp.float32)
+        first = entering(state, *_ends(cut, x, g, *keep, interpret=interpret))
+    ends = jax.ShapeDtypeStruct(first.shape, jnp.float32)
     h, last = pl.pallas_call(
         functools.partial(_forward, cut=cut),
         grid=cut.grid,
@@ -37,19 +37,19 @@ def forward(x, g, state, *keep, parts=None, turn=TURN, interpret=False):
         cost_estimate=_cost(2 * x.size, g, x, x, ends, ends, *keep),
         name="diagonal_recurrence_forward",
         interpret=interpret,
-    )(x, g, entering, *keep)
+    )(x, g, first, *keep)
     return h, last[:, -1]
 
 
 def backward(g, state, h, dh, dlast, *keep, parts=None, turn=TURN, interpret=False):
     """Gradients of x [B, T, D], of g ([B, T, D], or [B, 1, D] in float32 where g is constant) and of state [B, D]."""
     cut = _Cut(h.shape, g, parts, turn)
-    entering = dlast[:, None]
+    later = dlast[:, None]
     if cut.parts > 1:
         ends = _ends(cut, dh, g, *keep, back=True, interpret=interpret)
-        entering = entering(dlast, *(y[:, ::-1] for y in ends))[:, ::-1]
+        later = entering(dlast, *(y[:, ::-1] for y in ends))[:, ::-1]
     shape = jax.ShapeDtypeStruct
-    ends = shape(entering.shape, jnp.float32)
+    ends = shape(later.shape, jnp.float32)
     dg = ends if cut.constant else shape(h.shape, g.dtype)
     dx, dg, dstate = pl.pallas_call(
         functools.partial(_backward, cut=cut),
@@ -61,7 +61,7 @@ def backward(g, state, h, dh, dlast, *keep, parts=None, turn=TURN, interpret=Fal
         cost_estimate=_cost(3 * h.size, g, dg, h, dh, dh, state, ends, ends, *keep),
         name="diagonal_recurrence_backward",
         interpret=interpret,
-    )(g, state, h, dh, entering, *keep)
+    )(g, state, h, dh, later, *keep)
     return dx, jnp.sum(dg, axis=1, keepdims=True) if cut.constant else dg, dstate[:, 0]
 
 
