@@ -65,8 +65,8 @@ def test_vmap_is_a_larger_batch(interpreted):
     def loss(run):
         return jnp.sum(jnp.cos(flash_attention(**run, is_causal=True)))
 
-    together = jax.jit(jax.vmap(loss))(runs)
-    alone = [jax.jit(loss)({name: x[run] for name, x in runs.items()}) for run in range(2)]
+    together, single = jax.jit(jax.vmap(loss))(runs), jax.jit(loss)
+    alone = [single({name: x[run] for name, x in runs.items()}) for run in range(2)]
     alone = jax.tree.map(lambda *x: np.stack(x), *alone)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), together, alone)
 
@@ -149,12 +149,31 @@ def program(dtype, width, length=4096):
     return both, query, key, key, query
 
 
+def program_of_everything(dtype, width):
+    """Gradients with every option, and their arguments."""
+
+    def loss(query, key, value, bias, sinks):
+        ids = jnp.arange(1000, dtype=jnp.int32)[None] // 300
+        options = {"local_window_size": (100, 5), "first_tokens": 4, "logits_soft_cap": 30.0, "segment_ids": ids}
+        return jnp.sum(flash_attention(query, key, value, bias, sinks=sinks, **options).astype(jnp.float32))
+
+    shapes = (1, 1000, 4, width), (1, 1000, 2, width), (1, 1000, 2, width), (1, 4, 1000, 1000), (4,)
+    return jax.value_and_grad(loss, range(5)), *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
+
+
 KERNELS = ("flash_attention_forward", "flash_attention_backward_queries", "flash_attention_backward_keys")
+EVERY_KERNEL = (*KERNELS, "flash_attention_backward_bias")
 
 
-def test_a_program_for_cuda_has_the_kernels_and_one_in_float64_has_not():
-    text = aot_gpu.lower_for_cuda(*program("bfloat16", 64))
-    assert text.count("custom_call @__gpu$xla.gpu.triton") == 3 and all(name in text for name in KERNELS)
+@pytest.mark.parametrize(
+    "made, kernels", [(program, KERNELS), (program_of_everything, EVERY_KERNEL)], ids=["causal", "everything"]
+)
+def test_a_program_for_cuda_has_the_kernels(made, kernels):
+    text = aot_gpu.lower_for_cuda(*made("bfloat16", 96))
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == len(kernels) and all(name in text for name in kernels)
+
+
+def test_a_program_for_cuda_in_float64_has_none():
     with jax.enable_x64(True):
         assert "triton" not in aot_gpu.lower_for_cuda(*program("float64", 64))
 
@@ -177,15 +196,8 @@ def test_memory_on_an_h200_grows_as_length(compile_for_h200):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("width", [64, 96, 128, 256])
 def test_every_option_compiles_for_an_h200(compile_for_h200, dtype, width):
-    def loss(query, key, value, bias, sinks):
-        ids = jnp.arange(1000, dtype=jnp.int32)[None] // 300
-        options = {"local_window_size": (100, 5), "first_tokens": 4, "logits_soft_cap": 30.0, "segment_ids": ids}
-        return jnp.sum(flash_attention(query, key, value, bias, sinks=sinks, **options).astype(jnp.float32))
-
-    shapes = (1, 1000, 4, width), (1, 1000, 2, width), (1, 1000, 2, width), (1, 4, 1000, 1000), (4,)
-    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    made = compile_for_h200(jax.value_and_grad(loss, range(5)), *arguments)
-    assert all(name in made.as_text() for name in (*KERNELS, "flash_attention_backward_bias"))
+    made = compile_for_h200(*program_of_everything(dtype, width))
+    assert all(name in made.as_text() for name in EVERY_KERNEL)
 
 
 def test_blocks_beyond_shared_memory_are_refused(compile_for_h200):
