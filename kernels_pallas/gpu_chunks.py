@@ -30,12 +30,15 @@ class Plan:
       kind: "scalar" or "vector" gates.
       tiles: tokens of a chunk, and the most channels of a tile of the state.
       chunk: tokens from one saved state to the next.
+      warps: of a program; gradients take 8.
     """
 
-    def __init__(self, operation: str, q, v, kind: str, tiles: tuple[int, int], chunk: int, interpret: bool):
+    def __init__(
+        self, operation: str, q, v, kind: str, tiles: tuple[int, int], chunk: int, warps: int, interpret: bool
+    ):
         self.batch, self.length, self.heads, self.v_width = v.shape
         self.k_width, self.share = q.shape[-1], v.shape[2] // q.shape[2]
-        self.operation, self.kind, self.interpret = operation, kind, interpret
+        self.operation, self.kind, self.warps, self.interpret = operation, kind, warps, interpret
         self.size, tile = min(tiles[0], chunk), tiles[1]
         self.k_padded, self.v_padded = (max(16, pl.next_power_of_2(x)) for x in (self.k_width, self.v_width))
         self.k_tile, self.v_tile = min(tile, self.k_padded), min(tile, self.v_padded)
@@ -82,7 +85,7 @@ class Plan:
             in_specs=in_specs,
             out_specs=out_specs,
             out_shape=out_shape,
-            compiler_params=plgpu.CompilerParams(num_warps=8 if name == "gradients" else 4, num_stages=2),
+            compiler_params=plgpu.CompilerParams(num_warps=8 if name == "gradients" else self.warps, num_stages=2),
             cost_estimate=pl.CostEstimate(
                 flops=2 * chunks * products, transcendentals=chunks * exponentials, bytes_accessed=moved
             ),

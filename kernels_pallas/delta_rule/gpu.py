@@ -24,7 +24,7 @@ from kernels_pallas.gated_linear_attention.gpu import after, between, halves, up
 from kernels_pallas.gpu_chunks import Plan
 
 # Tokens of a chunk, and channels of a tile of the state: what fits in registers and, in float32, compiles in seconds.
-TILES = {"bfloat16": {"scalar": (64, 32), "vector": (32, 32)}, "float32": {"scalar": (32, 32), "vector": (16, 32)}}
+TILES = {"bfloat16": {"scalar": (64, 32), "vector": (32, 32)}, "float32": {"scalar": (32, 16), "vector": (16, 32)}}
 
 
 def forward(q, k, v, beta, g, resets, initial_state, *, scale, chunk, interpret=False):
@@ -42,7 +42,7 @@ def begin(q, v, beta, g, resets, chunk, interpret):
     if resets is not None:
         starts = resets.reshape(*resets.shape, *[1] * (gates.ndim - 2))
         gates = jnp.where(starts, least(gates.dtype), gates)
-    plan = Plan("delta_rule", q, v, kind, TILES[q.dtype.name][kind], chunk, interpret)
+    plan = Plan("delta_rule", q, v, kind, TILES[q.dtype.name][kind], chunk, 8, interpret)
     return plan, beta.astype(jnp.float32), gates
 
 

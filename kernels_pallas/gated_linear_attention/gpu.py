@@ -51,7 +51,8 @@ def backward(q, k, v, g, states, do, dfinal, *, scale: float, chunk: int, interp
 
 def _plan(q, v, g, chunk: int, interpret: bool):
     kind = "vector" if g.ndim == 4 else "scalar"
-    return Plan(OPERATION, q, v, kind, TILES[v.dtype.name][kind], chunk, interpret)
+    warps = 4 if v.dtype == jnp.bfloat16 else 8  # as few as spill no registers
+    return Plan(OPERATION, q, v, kind, TILES[v.dtype.name][kind], chunk, warps, interpret)
 
 
 def upto(g, dtype):
