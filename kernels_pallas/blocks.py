@@ -14,21 +14,24 @@ TABLE = Path(__file__).with_name("blocks.json")
 
 
 @functools.lru_cache(maxsize=1)
-def table() -> dict[str, list[dict[str, Any]]]:
-    """ "operation/direction" -> rows {chip, dtype, width, blocks}."""
+def table() -> dict[str, Any]:
+    """ "operation/direction" -> rows {chip, dtype, width, blocks, ...}; "versions" of the compiler that chose them."""
     return json.loads(TABLE.read_text()) if TABLE.exists() else {}
 
 
 def pick(
     operation: str, direction: str, dtype: Any, width: int, default: Mapping[str, int], chip: Chip | None = None
 ) -> dict[str, int]:
-    """The blocks of the nearest head (or channel) width that the table has for the chip and dtype, else `default`."""
+    """The blocks of the table for the chip, the dtype and the least head (or channel) width that is no smaller.
+
+    What fits a wider head fits a narrower one. Else `default`.
+    """
     chip = chip or current()
     rows = table().get(f"{operation}/{direction}", [])
-    rows = [row for row in rows if row["chip"] == chip.name and row["dtype"] == str(dtype)]
+    rows = [row for row in rows if (row["chip"], row["dtype"]) == (chip.name, str(dtype)) and row["width"] >= width]
     if not rows:
         return dict(default)
-    return {**default, **min(rows, key=lambda row: abs(row["width"] - width))["blocks"]}
+    return {**default, **min(rows, key=lambda row: row["width"])["blocks"]}
 
 
 def lanes_and_rows(

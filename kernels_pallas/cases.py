@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from kernels_pallas.chips import Chip
 
 OPERATIONS = ("flash_attention", "gated_linear_attention", "delta_rule", "diagonal_recurrence", "selective_scan")
 
@@ -36,14 +38,36 @@ class Case:
     note: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """A row of the table of block sizes for each chip, as `kernels_pallas.tune` makes it.
+
+    Attributes:
+      direction, dtype, width: as `blocks.pick` asks for them.
+      candidates: of a chip, the sizes to try; first those that the code takes where the table has none.
+      cases: of sizes, the programs whose times are summed.
+      kernel: how the names of the kernels start whose bundles count.
+    """
+
+    operation: str
+    direction: str
+    dtype: str
+    width: int
+    candidates: Callable[[Chip], Iterable[Mapping[str, int]]]
+    cases: Callable[[Mapping[str, int]], Iterable[Case]]
+    kernel: str
+
+
 def size_of(*arrays: Any) -> int:
     """Bytes of arrays or shapes."""
     return sum(x.size * x.dtype.itemsize for x in arrays)
 
 
 def cases(operation: str) -> tuple[Case, ...]:
-    """`CASES` of `kernels_pallas.OPERATION.cases`; none while the operation is not built."""
-    name = f"kernels_pallas.{operation}.cases"
-    if importlib.util.find_spec(f"kernels_pallas.{operation}") is None:
-        return ()
-    return tuple(importlib.import_module(name).CASES)
+    """`CASES` of `kernels_pallas.OPERATION.cases`."""
+    return tuple(importlib.import_module(f"kernels_pallas.{operation}.cases").CASES)
+
+
+def tuned(operation: str) -> tuple[Tuned, ...]:
+    """`TUNED` of `kernels_pallas.OPERATION.cases`."""
+    return tuple(importlib.import_module(f"kernels_pallas.{operation}.cases").TUNED)

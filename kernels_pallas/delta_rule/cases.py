@@ -7,15 +7,21 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.cases import Case, size_of
+from kernels_pallas.cases import Case, Tuned, size_of
 from kernels_pallas.delta_rule import tpu
 from kernels_pallas.delta_rule.tpu_chunk import CHUNK
 from kernels_pallas.delta_rule.tpu_program import heads_of
 
 HEADS = 8  # of a program at most, as by default
+NOTE = {
+    "spills": "the inverse of a chunk, its factors and the state are matrices of 128 x 128 float32, 16 registers each"
+    " of 64; on v5e the matrix unit has work in 57 to 84 % of the bundles",
+    "floor": "products bound it, not bytes: the inverse of a chunk grows from blocks of 16 rows by doubling, each step"
+    " waiting for the one before, beside products of the chunk with itself and with the state",
+}
 
 
-def _case(direction, dtype, gate, batch=2, length=4096, heads=8, keys=128, values=128) -> Case:
+def _case(direction, dtype, gate, batch=2, length=4096, heads=8, keys=128, values=128, together=HEADS) -> Case:
     shape = jax.ShapeDtypeStruct
     q, v = shape((batch, length, heads, keys), dtype), shape((batch, length, heads, values), dtype)
     beta = shape(q.shape[:3], jnp.float32)
@@ -27,7 +33,7 @@ def _case(direction, dtype, gate, batch=2, length=4096, heads=8, keys=128, value
     # keys with what is written; backward these once more, and two for each.
     chunk = 2 * CHUNK * CHUNK * (keys + values) + 6 * CHUNK * keys * values
     flops = chunk * batch * heads * (length // CHUNK)
-    settings = {"scale": keys**-0.5, "heads": HEADS}
+    settings = {"scale": keys**-0.5, "heads": together}
     if direction == "forward":
         function = functools.partial(_forward, settings)
         arguments = (q, q, v, beta, g, state)
@@ -37,7 +43,7 @@ def _case(direction, dtype, gate, batch=2, length=4096, heads=8, keys=128, value
         arguments = (q, q, v, beta, g, states, v, state)
         moved = size_of(*inputs, *inputs, v, states, state, state)
         flops *= 3
-    programs = heads // heads_of(q, v, g, HEADS, backward=direction == "backward")
+    programs = heads // heads_of(q, v, g, together, backward=direction == "backward")
     return Case(
         operation="delta_rule",
         direction=direction,
@@ -47,6 +53,7 @@ def _case(direction, dtype, gate, batch=2, length=4096, heads=8, keys=128, value
         flops=flops,
         floor_bytes=moved,
         steps={f"delta_rule_{direction}": batch * programs * (length // CHUNK)},
+        note=NOTE,
     )
 
 
@@ -64,3 +71,24 @@ CASES = tuple(
     for dtype in (jnp.bfloat16, jnp.float32)
     for gate in ("head", "channel")
 )
+
+
+def _tuned(dtype, width: int) -> Tuned:
+    """Heads of a program, over both directions and kinds of gates; the kernels' chunk is fixed."""
+
+    def of(sizes):
+        made = functools.partial(_case, dtype=dtype, keys=width, values=width, length=1024, together=sizes["heads"])
+        return [made(direction, gate=gate) for direction in ("forward", "backward") for gate in ("head", "channel")]
+
+    return Tuned(
+        "delta_rule",
+        "forward",
+        jnp.dtype(dtype).name,
+        width,
+        lambda chip: [{"heads": n} for n in (HEADS, 4, 2)],
+        of,
+        "delta_rule",
+    )
+
+
+TUNED = (_tuned(jnp.bfloat16, 128),)
