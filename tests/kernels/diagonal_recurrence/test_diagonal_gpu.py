@@ -44,7 +44,7 @@ def test_the_kernel_errs_no_more_than_the_definition(monkeypatch, options, parts
 
 
 @pytest.mark.long
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=25, derandomize=True, deadline=None)
 @given(
     seed=st.integers(0, 99),
     length=st.sampled_from((1, 2, 15, 16, 17, 64, 130)),

@@ -43,7 +43,7 @@ def test_the_kernel_errs_no_more_than_the_definition(monkeypatch, parts):
 
 
 @pytest.mark.long
-@settings(max_examples=30, derandomize=True, deadline=None)
+@settings(max_examples=15, derandomize=True, deadline=None)
 @given(
     seed=st.integers(0, 99),
     length=st.sampled_from((1, 2, 7, 8, 9, 30)),
