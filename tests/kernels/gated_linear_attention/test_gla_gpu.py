@@ -55,7 +55,8 @@ def test_the_kernels_err_no_more_than_the_definition(interpreted, more):
     no_worse(results(ours, made, jnp.float32), float32, gold(made))
 
 
-@pytest.mark.parametrize("gate", [long("scalar"), "vector"])
+@pytest.mark.long
+@pytest.mark.parametrize("gate", ["scalar", "vector"])
 def test_bfloat16_operands_cost_no_more_than_their_own_rounding(interpreted, gate):
     made = rounded(problem(length=256, gate=gate, decay=0.1), jnp.bfloat16)
     found = results(ours, made, jnp.bfloat16)
