@@ -114,6 +114,22 @@ def extremes(made: Plan, segments):
     return found
 
 
+def scores(made: Plan, x, bias):
+    """Logits of raw products, to the base e, and the soft cap's slope (None without one)."""
+    x = x * made.scale
+    x = x if bias is None else x + bias.astype(jnp.float32)
+    cap = made.logits_soft_cap
+    if cap is None:
+        return x, None
+    bent = jnp.tanh(x / cap)
+    return cap * bent, 1 - bent * bent
+
+
+def exponential(x):
+    """exp(x) by the one instruction that there is; of differences, whose scaling rounds less than that of logits."""
+    return jnp.exp2(x * LOG2_E)
+
+
 def existing(shape, rows, columns):
     """Booleans of a block's entries before `rows` and `columns`; None where both are None."""
     there = None if rows is None else lax.broadcasted_iota(jnp.int32, shape, 0) < rows
@@ -238,23 +254,22 @@ def _kernel(q_ref, k_ref, v_ref, *refs, made: Plan):
         there, left = pl.ds(key, made.keys), rest(masked and made.ragged_keys, made.mask.keys, key)
         k, v = (load(ref.at[there], left, wide) for ref in (k_ref, v_ref))
         bias = load(bias_ref.at[:, there], rows, left) if bias_ref is not None else None
-        x, _ = made.scores(dot(q, k, (1, 1)), bias)
+        x, _ = scores(made, dot(q, k, (1, 1)), bias)
         if masked:
             same = (of_query, load(ids[1].at[there], left)[None]) if ids else None
             seen = made.seen(x.shape, query, key, 0, same, rows=False)
             x = x if seen is None else jnp.where(seen, x, -jnp.inf)
         higher = jnp.maximum(most, jnp.max(x, 1))
-        fade, e = jnp.exp2(most - higher), jnp.exp2(x - higher[:, None])
+        fade, e = exponential(most - higher), exponential(x - higher[:, None])
         return higher, total * fade + jnp.sum(e, 1), out * fade[:, None] + dot(e.astype(v.dtype), v, (1, 0))
 
     most, total = jnp.full(made.queries, LOW, jnp.float32), jnp.zeros(made.queries, jnp.float32)
     if sink_ref is not None:  # one key more, seen before the others
-        sink = sink_ref[0, 0] * LOG2_E
-        most = jnp.maximum(most, sink)
-        total = jnp.exp2(sink - most)
+        most = jnp.maximum(most, sink_ref[0, 0])
+        total = exponential(sink_ref[0, 0] - most)
     carry = most, total, jnp.zeros(q_ref.shape, jnp.float32)
     shared = sharing(ids[2], ids[3]) if ids else None
     most, total, out = over(key_spans(made, i, shared), step, carry)
     inverse = jnp.where(total > 0, 1 / total, 0)
     store(out_ref, out * inverse[:, None], rows, wide)
-    store(lse_ref, most / LOG2_E + jnp.log(total), rows)
+    store(lse_ref, most + jnp.log(total), rows)

@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from kernels_pallas.flash_attention import gpu, mask
 from kernels_pallas.flash_attention.gpu import columns, load, power, rest, store
-from kernels_pallas.flash_attention.tiles import LOG2_E, Plan, dot
+from kernels_pallas.flash_attention.tiles import Plan, dot
 
 
 def backward(
@@ -31,7 +31,7 @@ def backward(
     """
     del sinks, kept
     segments = None if query_segments is None else (query_segments, key_segments)
-    rows = [jnp.swapaxes(x.astype(jnp.float32), 1, 2) for x in (log_sum_exp * LOG2_E, delta)]
+    rows = [jnp.swapaxes(x.astype(jnp.float32), 1, 2) for x in (log_sum_exp, delta)]
     arrays = [query, g.astype(query.dtype)], [key, value], rows, bias
 
     def call(kernel, name: str):
@@ -79,8 +79,8 @@ def _queries_kernel(q_ref, do_ref, k_ref, v_ref, lse_ref, delta_ref, *refs, made
         there, left = pl.ds(key, made.keys), rest(masked and made.ragged_keys, made.mask.keys, key)
         k, v = (load(ref.at[there], left, wide) for ref in (k_ref, v_ref))
         bias = load(bias_ref.at[:, there], rows, left) if bias_ref is not None else None
-        x, slope = made.scores(dot(q, k, (1, 1)), bias)
-        ds = _gradient_of_scores(jnp.exp2(x - lse), slope, dot(do, v, (1, 1)), delta)
+        x, slope = gpu.scores(made, dot(q, k, (1, 1)), bias)
+        ds = _gradient_of_scores(gpu.exponential(x - lse), slope, dot(do, v, (1, 1)), delta)
         if masked:
             same = (of_query, load(ids[1].at[there], left)[None]) if ids else None
             seen = made.seen(x.shape, query, key, 0, same, rows=False)
@@ -161,8 +161,8 @@ def _keys_kernel(q_ref, do_ref, k_ref, v_ref, lse_ref, delta_ref, *refs, made: P
             bias = None
             if bias_ref is not None:
                 bias = load(bias_ref.at[g if bias_ref.shape[0] > 1 else jnp.int32(0), there], rows, left).T
-            x, slope = made.scores(dot(k, q, (1, 1)), bias)
-            p = jnp.exp2(x - lse)
+            x, slope = gpu.scores(made, dot(k, q, (1, 1)), bias)
+            p = gpu.exponential(x - lse)
             ds = _gradient_of_scores(p, slope, dot(v, do, (1, 1)), delta)
             if masked:  # queries that are not there add nothing, being zero
                 same = (of_key, load(ids[0].at[there], rows)[None]) if ids else None
@@ -234,8 +234,8 @@ def _bias_kernel(q_ref, do_ref, k_ref, v_ref, lse_ref, delta_ref, bias_ref, *ref
         q, do = (load(ref.at[b, :, n], rows, wide) for ref in (q_ref, do_ref))
         k, v = (load(ref.at[b, :, kv], left, wide) for ref in (k_ref, v_ref))
         lse, delta = (load(ref.at[b, n], rows)[:, None] for ref in (lse_ref, delta_ref))
-        x, slope = made.scores(dot(q, k, (1, 1)), bias)
-        ds = _gradient_of_scores(jnp.exp2(x - lse), slope, dot(do, v, (1, 1)), delta)
+        x, slope = gpu.scores(made, dot(q, k, (1, 1)), bias)
+        ds = _gradient_of_scores(gpu.exponential(x - lse), slope, dot(do, v, (1, 1)), delta)
         same = (load(ids[0].at[b], rows)[:, None], load(ids[1].at[b], left)[None]) if ids else None
         seen = made.seen(x.shape, query, key, 0, same, rows=False)
         return total + (ds if seen is None else jnp.where(seen, ds, 0))
