@@ -1,21 +1,29 @@
-"""Pallas kernels for TPU: states on sublanes and channels on lanes, a block of tokens at a time.
+"""Pallas kernels for TPU: a register holds one state of 1024 channels, a block of tokens at a time.
 
 Neither decays nor states of all tokens ever leave the chip: forward writes the state before each block, from which
-backward makes those of the block again. A turn of the kernels' loop takes sixteen tokens, one register of bfloat16.
+backward makes those of the block again. Rows of 1024 channels become registers by stores with a stride; numbers of B
+and C become registers of equal lanes by a product with zeros and ones, so that the vector unit only does the
+recurrence. Eight states go through a block of tokens together; a turn of the loops takes sixteen tokens, one register
+of bfloat16.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-DEFAULT = {"rows": 128, "width": 512}
-TILE = 8  # tokens, or states, of one float32 register
-TURN = 16  # tokens of a turn of the loop
+DEFAULT = {"rows": 128, "width": 1024}
+LANES = 128
+TILE = 8  # rows of one float32 register; states that go through a block together
+TURN = 16  # tokens of a turn of the loops
+LATE = 8  # of a turn backward in time, where more registers are alive
+SLOTS = 4  # tokens whose products wait for their sums at a time
+LOG2_E = math.log2(math.e)
 ORDER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
 
 
@@ -34,12 +42,12 @@ def forward(x, dt, A, B, C, state, *keep, rows, width, interpret=False):
     specs = _specs(rows, width, n, batch // A.shape[0], lambda t: t)
     states = jax.ShapeDtypeStruct((batch, steps, n, channels), jnp.float32)
     return pl.pallas_call(
-        functools.partial(_forward, length=length, kept=len(keep)),
+        functools.partial(_forward, length=length, kept=len(keep), size=_tokens(TURN, interpret)),
         grid=(batch, channels // width, steps),
         in_specs=[specs[k] for k in ("tokens", "tokens", "A", "columns", "columns", "state", *["keep"] * len(keep))],
         out_specs=[specs[k] for k in ("tokens", "state", "states")],
         out_shape=[jax.ShapeDtypeStruct(y.shape, y.dtype) for y in (x, state, states)],
-        scratch_shapes=[pltpu.VMEM((n, width), jnp.float32)],
+        scratch_shapes=[*_scratch(n, n, rows, rows, rows), *_for_columns(B.dtype, rows, len(keep))],
         compiler_params=ORDER,
         cost_estimate=_cost(7 * n * x.size, n * x.size, x, dt, A, B, C, state, *keep, x, state, states),
         name="selective_scan_forward",
@@ -58,14 +66,16 @@ def backward(x, dt, A, B, C, states, dy, dlast, *keep, rows, width, interpret=Fa
     inputs = ("tokens", "tokens", "A", "columns", "columns", "states", "tokens", "state", *["keep"] * len(keep))
     outputs = (x, dt, dlast, part, part, dlast)
     dx, ddt, dA, dB, dC, dstate = pl.pallas_call(
-        functools.partial(_backward, length=length, kept=len(keep)),
+        functools.partial(
+            _backward, length=length, kept=len(keep), sizes=(_tokens(TURN, interpret), _tokens(LATE, interpret))
+        ),
         grid=(batch, channels // width, steps),
         in_specs=[specs[k] for k in inputs],
         out_specs=[specs[k] for k in ("tokens", "tokens", "state", "parts", "parts", "state")],
         out_shape=[shape(y.shape, y.dtype) for y in outputs],
         scratch_shapes=[
-            *[pltpu.VMEM((n, width), jnp.float32)] * 2,
-            pltpu.VMEM((rows + 1, n, width), jnp.float32),
+            *_scratch(n, n, n, *[rows] * 5, (rows + 1) * TILE, *[SLOTS * TILE] * 2),
+            *_for_columns(B.dtype, rows, len(keep)),
         ],
         compiler_params=ORDER,
         cost_estimate=_cost(24 * n * x.size, 2 * n * x.size, x, dt, A, B, C, states, dy, dlast, *keep, *outputs),
@@ -75,9 +85,26 @@ def backward(x, dt, A, B, C, states, dy, dlast, *keep, rows, width, interpret=Fa
     return dx, ddt, dA, jnp.sum(dB, 1).astype(B.dtype), jnp.sum(dC, 1).astype(C.dtype), dstate
 
 
+def _tokens(size, interpret):
+    """Of one turn of a loop; one where interpreted, for a CPU's compiler takes minutes over many."""
+    return 1 if interpret else size
+
+
 def widest(channels, most):
-    """The largest multiple of 128 up to `most` that divides `channels`: sums over channels must meet no others."""
-    return max(w for w in range(128, max(most, 128) + 1, 128) if channels % w == 0)
+    """The largest multiple of 128 up to 1024 and `most` that divides `channels`, whose sums must meet no others."""
+    return max(w for w in range(LANES, min(max(most, LANES), TILE * LANES) + 1, LANES) if channels % w == 0)
+
+
+def _scratch(*registers):
+    return [pltpu.VMEM((count * TILE, LANES), jnp.float32) for count in registers]
+
+
+def _for_columns(dtype, rows, kept):
+    """The two buffers of `_columns`."""
+    sources, parts = (2 + kept) * TILE, 1 if dtype == jnp.bfloat16 else 3
+    columns = 2 * TILE + kept
+    ones = pltpu.VMEM((parts * sources, columns * LANES), jnp.bfloat16)
+    return ones, pltpu.VMEM((columns, rows, LANES), jnp.float32)
 
 
 def _specs(rows, width, n, served, time):
@@ -97,146 +124,204 @@ def _cost(flops, exponentials, *moved):
     return pl.CostEstimate(flops=flops, transcendentals=exponentials, bytes_accessed=size)
 
 
-def _each_row(parts):
-    """[8, W] whose row j is the sum over rows of parts[j], eight arrays [8, W]."""
-    row = jax.lax.broadcasted_iota(jnp.int32, parts[0].shape, 0)
-    for reach in (4, 2, 1):
-        low = (row & reach) == 0
-        parts = [
-            jnp.where(low, p + pltpu.roll(p, TILE - reach, 0), q + pltpu.roll(q, reach, 0))
-            for p, q in zip(parts[:reach], parts[reach:])
-        ]
-    return parts[0]
+def _register(j):
+    return pl.ds(pl.multiple_of(j * TILE, TILE), TILE)
 
 
-def _fold(x):
-    """[N, W] summed to [8, W]."""
-    return sum(x[i : i + TILE] for i in range(0, x.shape[0], TILE))
+def _chunk(j):
+    """Where the registers of 8 states lie."""
+    return pl.ds(pl.multiple_of(j * TILE * TILE, TILE), TILE * TILE)
 
 
-class _Turn:
-    """Sixteen tokens, from number `start` of the block: rows of x, dt, dy, and columns of B, C, keep as [N or 8, 1].
+def _parted(x):
+    return [x[at : at + TILE] for at in range(0, len(x), TILE)]
 
-    Tokens past the end take no time and write nothing, so that they change no state.
+
+def _spread(ref, x, at=0):
+    """x [R, W] to registers of `ref`: row r's groups of 128 channels to the rows of register at + r."""
+    for i in range(x.shape[1] // LANES):
+        ref[pl.ds(at * TILE + i, len(x), stride=TILE)] = x[:, i * LANES : (i + 1) * LANES]
+
+
+def _gathered(ref, count, width, at=0):
+    """Registers from number `at` on as [count, width]."""
+    return jnp.concatenate([ref[pl.ds(at * TILE + i, count, stride=TILE)] for i in range(width // LANES)], 1)
+
+
+def _spread_tokens(pairs, rows, left):
+    """Each [1, rows, W] to a register a token, in float32; zeros past the end, which change no state."""
+
+    def turn(i, nothing):
+        start = pl.multiple_of(i * TURN, TURN)
+        for ref, registers in pairs:
+            y = ref[0, pl.ds(start, TURN), :].astype(jnp.float32)
+            if left is not None:
+                y = jnp.where(jax.lax.broadcasted_iota(jnp.int32, y.shape, 0) + start < left, y, 0.0)
+            _spread(registers, y, start)
+        return nothing
+
+    jax.lax.fori_loop(0, rows // TURN, turn, 0)
+
+
+def _gather_tokens(pairs, rows):
+    def turn(i, nothing):
+        start = pl.multiple_of(i * TURN, TURN)
+        for ref, registers in pairs:
+            y = _gathered(registers, TURN, ref.shape[2], start)
+            ref[0, pl.ds(start, TURN), :] = y.astype(ref.dtype)
+        return nothing
+
+    jax.lax.fori_loop(0, rows // TURN, turn, 0)
+
+
+def _columns(ones_ref, columns_ref, refs, keep, low, left):
+    """columns_ref[i, t] = number t of row i on all lanes, of 8 rows of each of `refs` from `low` on, and 1 - keep.
+
+    Exact: a number is a sum of one or three bfloat16 parts, and the other factor has a single 1 for each.
     """
-
-    def __init__(self, start, left, refs):
-        self.start, self.left = start, left
-        self.values = {name: self._read(name, ref) for name, ref in refs.items()}
-
-    def _read(self, name, ref):
-        if name in ("x", "dt", "dy"):
-            y = ref[0, pl.ds(self.start, TURN), :].astype(jnp.float32)
-            place = jax.lax.broadcasted_iota(jnp.int32, y.shape, 0) + self.start
-        else:
-            y = ref[0].astype(jnp.float32)
-            y = jnp.broadcast_to(y, (TILE, y.shape[1])) if name == "keep" else y
-            place = jax.lax.broadcasted_iota(jnp.int32, y.shape, 1)
-        if self.left is not None:
-            y = jnp.where(place < self.left, y, 1.0 if name == "keep" else 0.0)
-        if name in ("B", "C", "keep"):
-            y = pltpu.roll(y, (y.shape[1] - self.start) % y.shape[1], 1)
-        return y
-
-    def row(self, name, j):
-        return self.values[name][j : j + 1]
-
-    def column(self, name, j):
-        return self.values[name][:, j : j + 1]
-
-    def decay(self, A, j):
-        a = jnp.exp(self.row("dt", j) * A)
-        return a * self.column("keep", j)[:1] if "keep" in self.values else a
+    rows = columns_ref.shape[1]
+    sources = [ref[0, low : low + TILE].astype(jnp.float32) for ref in refs]
+    sources += [jnp.broadcast_to(1 - ref[0].astype(jnp.float32), (TILE, rows)) for ref in keep]
+    left_over = jnp.concatenate(sources, 0)
+    if left is not None:
+        left_over = jnp.where(jax.lax.broadcasted_iota(jnp.int32, left_over.shape, 1) < left, left_over, 0.0)
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, ones_ref.shape, axis) for axis in (0, 1))
+    parts = []
+    for _ in range(len(ones_ref) // len(left_over)):
+        parts.append(left_over.astype(jnp.bfloat16).astype(jnp.float32))
+        left_over = left_over - parts[-1]
+    ones_ref[...] = jnp.where(row % len(left_over) == column // LANES, 1.0, 0.0).astype(jnp.bfloat16)
+    parts = jnp.concatenate(parts, 0).T.astype(jnp.bfloat16)
+    for i in range(len(columns_ref)):
+        one = ones_ref[:, i * LANES : (i + 1) * LANES]
+        columns_ref[i] = jnp.dot(parts, one, precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32)
 
 
-def _refs(**refs):
-    keep = refs.pop("keep")
-    return refs | ({"keep": keep[0]} if keep else {})
+def _decay(dt, log, column):
+    """exp(dt A) of 8 states, `log` being A log2(e); zeros where the state is forgotten."""
+    a = [jnp.exp2(dt * x) for x in log]
+    return a if len(column) == 2 * TILE else [x * (1 - column[2 * TILE]) for x in a]
 
 
-def _forward(x_ref, dt_ref, a_ref, b_ref, c_ref, first_ref, *rest, length, kept):
-    keep, (y_ref, last_ref, states_ref, carry_ref) = rest[:kept], rest[kept:]
-    t, rows = pl.program_id(2), x_ref.shape[1]
+def _sum(terms):
+    """By halves, as a tree: a chain would wait for each addition."""
+    while len(terms) > 1:
+        terms = [sum(terms[i : i + 2]) for i in range(0, len(terms), 2)]
+    return terms[0]
+
+
+def _forward(x_ref, dt_ref, a_ref, b_ref, c_ref, first_ref, *rest, length, kept, size):
+    keep, (y_ref, last_ref, states_ref), rest = rest[:kept], rest[kept : kept + 3], rest[kept + 3 :]
+    carry_ref, log_ref, x_now, dt_now, y_now, ones_ref, columns_ref = rest
+    t, rows, width, n = pl.program_id(2), *x_ref.shape[1:], a_ref.shape[1]
     left = length - t * rows if length % rows else None
 
     @pl.when(t == 0)
     def _():
-        carry_ref[...] = first_ref[0]
+        _spread(carry_ref, first_ref[0])
+        _spread(log_ref, a_ref[0].astype(jnp.float32) * LOG2_E)
 
-    A = a_ref[0].astype(jnp.float32)
-    states_ref[0, 0] = carry_ref[...]
+    states_ref[0, 0] = _gathered(carry_ref, n, width)
+    _spread_tokens([(x_ref, x_now), (dt_ref, dt_now)], rows, left)
+    for low in range(0, n, TILE):
+        _columns(ones_ref, columns_ref, (b_ref, c_ref), keep, low, left)
+        chunk = _chunk(low // TILE)
+        log = _parted(log_ref[chunk])
 
-    def turn(i, h):
-        start = pl.multiple_of(i * TURN, TURN)
-        now = _Turn(start, left, _refs(x=x_ref, dt=dt_ref, B=b_ref, C=c_ref, keep=keep))
-        sums = []
-        for j in range(TURN):
-            h = now.decay(A, j) * h + now.column("B", j) * (now.row("dt", j) * now.row("x", j))
-            sums.append(_fold(h * now.column("C", j)))
-        y = jnp.concatenate([_each_row(sums[:TILE]), _each_row(sums[TILE:])])
-        y_ref[0, pl.ds(start, TURN), :] = y.astype(y_ref.dtype)
-        return h
+        def turn(i, h, low=low, log=log):
+            for j in range(size):
+                j = i * size + j
+                at = _register(j)
+                dt, column, h = dt_now[at], columns_ref[:, pl.ds(j, 1)], list(h)
+                u, y = dt * x_now[at], y_now[at] if low else 0.0
+                for k, a in enumerate(_decay(dt, log, column)):
+                    h[k] = a * h[k] + u * column[k]
+                    y = y + h[k] * column[TILE + k]
+                y_now[at] = y
+            return tuple(h)
 
-    carry_ref[...] = last = jax.lax.fori_loop(0, rows // TURN, turn, carry_ref[...])
+        h = jax.lax.fori_loop(0, rows // size, turn, tuple(_parted(carry_ref[chunk])))
+        carry_ref[chunk] = jnp.concatenate(h, 0)
+    _gather_tokens([(y_ref, y_now)], rows)
 
     @pl.when(t == pl.num_programs(2) - 1)
     def _():
-        last_ref[0] = last
+        last_ref[0] = _gathered(carry_ref, n, width)
 
 
-def _backward(x_ref, dt_ref, a_ref, b_ref, c_ref, states_ref, dy_ref, dlast_ref, *rest, length, kept):
+def _backward(x_ref, dt_ref, a_ref, b_ref, c_ref, states_ref, dy_ref, dlast_ref, *rest, length, kept, sizes):
     """q_t = a_t dh_t runs back in time: dh_t = C_t dy_t + q_{t+1}."""
     keep, (dx_ref, ddt_ref, da_ref, db_ref, dc_ref, dfirst_ref) = rest[:kept], rest[kept : kept + 6]
-    carry_ref, sum_ref, h_ref = rest[kept + 6 :]
-    step, steps, rows = pl.program_id(2), pl.num_programs(2), x_ref.shape[1]
+    carry_ref, sum_ref, log_ref, x_now, dt_now, dy_now, du_now, dlog_now, h_ref, *rest = rest[kept + 6 :]
+    waiting, (ones_ref, columns_ref) = rest[:2], rest[2:]
+    step, steps, rows, width, n = pl.program_id(2), pl.num_programs(2), *x_ref.shape[1:], a_ref.shape[1]
+    size, late = sizes
     left = length - (steps - 1 - step) * rows if length % rows else None
 
     @pl.when(step == 0)
     def _():
-        carry_ref[...] = dlast_ref[0]
+        _spread(carry_ref, dlast_ref[0])
+        _spread(log_ref, a_ref[0].astype(jnp.float32) * LOG2_E)
         sum_ref[...] = jnp.zeros_like(sum_ref)
 
-    A = a_ref[0].astype(jnp.float32)
-    h_ref[0] = states_ref[0, 0]
-    shared = _refs(x=x_ref, dt=dt_ref, B=b_ref, keep=keep)
+    _spread_tokens([(x_ref, x_now), (dt_ref, dt_now), (dy_ref, dy_now)], rows, left)
+    lane = jax.lax.broadcasted_iota(jnp.int32, (TILE, rows), 1)
+    for low in range(0, n, TILE):
+        _columns(ones_ref, columns_ref, (b_ref, c_ref), keep, low, left)
+        chunk = _chunk(low // TILE)
+        log = _parted(log_ref[chunk])
+        _spread(h_ref, states_ref[0, 0, low : low + TILE])
 
-    def again(i, h):
-        start = pl.multiple_of(i * TURN, TURN)
-        now = _Turn(start, left, shared)
-        for j in range(TURN):
-            h = now.decay(A, j) * h + now.column("B", j) * (now.row("dt", j) * now.row("x", j))
-            h_ref[start + j + 1] = h
-        return h
+        def again(i, h, log=log):
+            for j in range(size):
+                j = i * size + j
+                dt, column = dt_now[_register(j)], columns_ref[:, pl.ds(j, 1)]
+                u = dt * x_now[_register(j)]
+                h = [a * h[k] + u * column[k] for k, a in enumerate(_decay(dt, log, column))]
+                h_ref[_chunk(j + 1)] = jnp.concatenate(h, 0)
+            return tuple(h)
 
-    jax.lax.fori_loop(0, rows // TURN, again, h_ref[0])
-    lane = jax.lax.broadcasted_iota(jnp.int32, (A.shape[0], rows), 1)
+        jax.lax.fori_loop(0, rows // size, again, tuple(_parted(h_ref[_chunk(0)])))
 
-    def turn(i, carry):
-        q, dA, dB, dC = carry
-        start = pl.multiple_of(rows - TURN - i * TURN, TURN)
-        now = _Turn(start, left, shared | {"C": c_ref, "dy": dy_ref})
-        by_input, by_decay = [None] * TURN, [None] * TURN
-        for j in reversed(range(TURN)):
-            dy, dt = now.row("dy", j), now.row("dt", j)
-            dh = now.column("C", j) * dy + q
-            here = lane == start + j
-            dC = jnp.where(here, jnp.sum(h_ref[start + j + 1] * dy, axis=1, keepdims=True), dC)
-            dB = jnp.where(here, jnp.sum(dh * (dt * now.row("x", j)), axis=1, keepdims=True), dB)
-            q = now.decay(A, j) * dh
-            w = q * h_ref[start + j]
-            dA = dA + w * dt
-            by_input[j] = _fold(dh * now.column("B", j))
-            by_decay[j] = _fold(w * A)
-        du, dlog = (jnp.concatenate([_each_row(s[:TILE]), _each_row(s[TILE:])]) for s in (by_input, by_decay))
-        dx_ref[0, pl.ds(start, TURN), :] = (du * now.values["dt"]).astype(dx_ref.dtype)
-        ddt_ref[0, pl.ds(start, TURN), :] = (du * now.values["x"] + dlog).astype(ddt_ref.dtype)
-        return q, dA, dB, dC
+        def turn(i, carry, low=low, log=log, chunk=chunk):
+            q, found = map(list, carry)
+            for back in range(late):
+                j = rows - 1 - (i * late + back)
+                at = _register(j)
+                dt, dy, column = dt_now[at], dy_now[at], columns_ref[:, pl.ds(j, 1)]
+                u, (du, dlog) = dt * x_now[at], (du_now[at], dlog_now[at]) if low else (0.0, 0.0)
+                before, after, by_log = (
+                    _parted(ref[where]) for ref, where in ((h_ref, _chunk(j)), (h_ref, _chunk(j + 1)), (sum_ref, chunk))
+                )
+                of_b, of_c = [None] * TILE, [None] * TILE
+                for k, a in enumerate(_decay(dt, log, column)):
+                    dh = column[TILE + k] * dy + q[k]
+                    of_b[k], of_c[k] = dh * u, after[k] * dy
+                    q[k] = a * dh
+                    w = q[k] * before[k]
+                    by_log[k] = by_log[k] + w * dt
+                    du, dlog = du + dh * column[k], dlog + w * log[k]
+                sum_ref[chunk] = jnp.concatenate(by_log, 0)
+                slot, here = back % SLOTS, lane == j
+                for which, (ref, products) in enumerate(zip(waiting, (of_b, of_c))):
+                    ref[_chunk(slot)] = jnp.concatenate(products, 0)
+                    start = slot * TILE * TILE
+                    groups = [ref[pl.ds(start + group, TILE, stride=TILE)] for group in range(width // LANES)]
+                    of_states = jnp.sum(_sum(groups), axis=1, keepdims=True)
+                    found[which] = jnp.where(here, of_states, found[which])
+                if low + TILE == n:
+                    du, dlog = du * dt, du * x_now[at] + dlog * (1 / LOG2_E)
+                du_now[at], dlog_now[at] = du, dlog
+            return tuple(q), tuple(found)
 
-    nothing = jnp.zeros((A.shape[0], rows), jnp.float32)
-    carry = (carry_ref[...], sum_ref[...], nothing, nothing)
-    q, dA, db_ref[0, 0], dc_ref[0, 0] = jax.lax.fori_loop(0, rows // TURN, turn, carry)
-    carry_ref[...], sum_ref[...] = q, dA
+        nothing = jnp.zeros((TILE, rows), jnp.float32)
+        carry = tuple(_parted(carry_ref[chunk])), (nothing, nothing)
+        q, found = jax.lax.fori_loop(0, rows // late, turn, carry)
+        carry_ref[chunk] = jnp.concatenate(q, 0)
+        for ref, y in zip((db_ref, dc_ref), found):
+            ref[0, 0, low : low + TILE] = y
+    _gather_tokens([(dx_ref, du_now), (ddt_ref, dlog_now)], rows)
 
     @pl.when(step == steps - 1)
     def _():
-        dfirst_ref[0], da_ref[0] = q, dA
+        dfirst_ref[0], da_ref[0] = _gathered(carry_ref, n, width), _gathered(sum_ref, n, width)
