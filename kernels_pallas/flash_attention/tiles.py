@@ -38,6 +38,13 @@ def column(row):
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T
 
 
+def row(column):
+    """[n, 128], each lane the same -> [1, n]: the diagonals of its squares, which is less work than to turn it."""
+    diagonal = lax.broadcasted_iota(jnp.int32, (LANES, LANES), 0) == lax.broadcasted_iota(jnp.int32, (LANES, LANES), 1)
+    squares = [column[at : at + LANES] for at in range(0, len(column), LANES)]
+    return jnp.concatenate([jnp.sum(jnp.where(diagonal, x, 0), 0, keepdims=True) for x in squares], 1)
+
+
 def tile_of(block: int, wish: int) -> int:
     """The largest of wish, wish / 2, ... that divides the block."""
     while block % wish:

@@ -50,6 +50,7 @@ def forward(query, key, value, bias, sinks, query_segments, key_segments, *, blo
             pltpu.VMEM((rows, LANES), jnp.float32),
             pltpu.VMEM((rows, LANES), jnp.float32),
             pltpu.VMEM((rows, plan.width), jnp.float32),
+            pltpu.VMEM((plan.queries, plan.keys), jnp.float32),
             *([pltpu.VMEM((plan.queries, LANES), jnp.int32)] if plan.segments else []),
         ],
         compiler_params=tiles.parameters(*order),
@@ -65,7 +66,7 @@ def _kernel(q_ref, k_ref, v_ref, *refs, plan: Plan, walk: mask.Walk):
     bias_ref = refs.pop(0) if plan.bias else None
     sink_ref = refs.pop(0) if plan.sinks else None
     ids = [refs.pop(0) for _ in range(4)] if plan.segments else None
-    out_ref, lse_ref, most_ref, total_ref, sum_ref, *rest = refs
+    out_ref, lse_ref, most_ref, total_ref, sum_ref, x_ref, *rest = refs
     b, k = pl.program_id(0), pl.program_id(1)
     i, j, first, last, work = walk.at(pl.program_id(3), pl.program_id(4))
 
@@ -84,6 +85,8 @@ def _kernel(q_ref, k_ref, v_ref, *refs, plan: Plan, walk: mask.Walk):
         if ids:
             rest[0][...] = tiles.column(ids[0][0])
 
+    wait = current().mxu > 128  # where scores wait for their row's greatest faster in memory than as spilled registers
+
     def tile(g: int, row: int, rows: int, key: int, keys: int, masked: bool):
         """The online softmax of some rows of head g with some keys of the block."""
         here = slice(g * plan.queries + row, g * plan.queries + row + rows)
@@ -96,23 +99,25 @@ def _kernel(q_ref, k_ref, v_ref, *refs, plan: Plan, walk: mask.Walk):
             seen = plan.seen(x.shape, i * plan.queries + row, j * plan.keys + key, 0, same, rows=False)
             x = x if seen is None else jnp.where(seen, x, -jnp.inf)
             v = plan.existing_keys(v, j * plan.keys + key)
+        if masked or wait:
+            x_ref[row : row + rows, there] = x
         most = most_ref[here]
         higher = jnp.maximum(most, jnp.max(x, 1, keepdims=True))
         fade = jnp.exp2(most - higher)
+        x = x_ref[row : row + rows, there] if masked or wait else x
         e = jnp.exp2(x - jnp.tile(higher, (1, keys // LANES)))
         parts = [e[:, lane : lane + LANES] for lane in range(0, keys, LANES)]
         most_ref[here], total_ref[here] = higher, total_ref[here] * fade + sum(parts[1:], parts[0])
         sum_ref[here] = sum_ref[here] * tiles.spread(fade, plan.width) + dot(e.astype(v.dtype), v, (1, 0))
 
-    tall, wide = (256, 1024) if current().mxu == 128 else (1024, 512)
+    tall, wide = (1024, 512) if wait else (256, 1024)
     plan.over_tiles(i, j, b, work, ids, tile, (tall, wide), (512, 512))
 
     @pl.when(last & work)
     def _():
         for g in range(plan.groups):
             rows = slice(g * plan.queries, (g + 1) * plan.queries)
-            total = jnp.sum(total_ref[rows], 1, keepdims=True)
-            inverse = jnp.where(total > 0, 1 / total, 0)
+            total = jnp.broadcast_to(jnp.sum(total_ref[rows], 1, keepdims=True), (plan.queries, LANES))
+            inverse = tiles.spread(jnp.where(total > 0, 1 / total, 0), plan.width)
             out_ref[0, 0, g] = (sum_ref[rows] * inverse).astype(out_ref.dtype)
-            lse = (most_ref[rows] + jnp.log2(total)) / LOG2_E
-            lse_ref[0, 0, g : g + 1] = lse.T[:1]
+            lse_ref[0, 0, g : g + 1] = (tiles.row(most_ref[rows]) + jnp.log2(tiles.row(total))) / LOG2_E
