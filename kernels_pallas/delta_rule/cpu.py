@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 LEAST_GATE = -100.0  # exp of it is below the least float32: smaller gates change nothing but the sums' rounding
+FEWER = 32  # steps of a chunk with a decay per channel: its levels cost more than the states of more chunks
 BASE = 16  # rows of the blocks in which the first levels of a decay per channel are computed
 
 
@@ -122,9 +123,21 @@ def _within(q, k, beta, g, counts, scale):
 
 
 def _inverse(a):
-    """(I + A)^-1 of strictly lower triangular A, by substitution (powers of A explode where the inverse does not)."""
-    eye = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
-    return jax.lax.linalg.triangular_solve(a, eye, left_side=True, lower=True, unit_diagonal=True)
+    """(I + A)^-1 of strictly lower triangular A [..., C, C], C a power of two (powers of A explode where it does not).
+
+    Block doubling: below the inverses X and Y of two blocks on the diagonal comes -Y A' X. No `triangular_solve`: two
+    of them at once wait for each other for ever where a CPU has two threads (jaxlib 0.10.2, `ParallelBatchMap`).
+    """
+    size, block = a.shape[-1], 1
+    x = jnp.ones((*a.shape[:-2], size, 1, 1), a.dtype)
+    while block < size:
+        pairs = a.reshape(*a.shape[:-2], size // (2 * block), 2, block, size // (2 * block), 2, block)
+        below = jnp.einsum("...nink->...nik", pairs[..., :, 1, :, :, 0, :])
+        first, second = x[..., 0::2, :, :], x[..., 1::2, :, :]
+        corner = -_einsum("...ij,...jk->...ik", _einsum("...ij,...jk->...ik", second, below), first)
+        upper, lower = jnp.concatenate([first, jnp.zeros_like(first)], -1), jnp.concatenate([corner, second], -1)
+        x, block = jnp.concatenate([upper, lower], -2), 2 * block
+    return x[..., 0, :, :]
 
 
 def _operands(q, k, v, beta, g, resets, chunk):
@@ -135,37 +148,61 @@ def _operands(q, k, v, beta, g, resets, chunk):
     return q, k, v, beta, g, counts
 
 
+def _steps(g, chunk):
+    """Of the chunks computed with; states are kept for every `chunk` steps on all platforms."""
+    return min(chunk, FEWER) if g is not None and g.ndim == 4 else chunk
+
+
+def _all_states(states, each, w, u, kr, decay):
+    """States before every chunk, of those before every `each`-th."""
+    count = w.shape[0]
+    operands = (jnp.pad(x, ((0, -count % each), *[(0, 0)] * (x.ndim - 1))) for x in (w, u, kr, decay))
+    operands = [x.reshape(-1, each, *x.shape[1:]) for x in operands]
+    found = [states]
+    for j in range(each - 1):
+        found.append(_next(found[-1], *(x[:, j] for x in operands))[0])
+    return jnp.stack(found, 1).reshape(-1, *states.shape[1:])[:count]
+
+
+def _next(state, w, u, kr, decay):
+    """The state after a chunk, and its u, of u without that state."""
+    u = u - _einsum("...ck,...kv->...cv", w, state)
+    return decay[..., None] * state + _einsum("...ck,...cv->...kv", kr, u), u
+
+
 def forward(q, k, v, beta, g, resets, initial_state, *, scale, chunk):
     """(o [B, T, N, V], final state [B, N, K, V], states [B, N, T / chunk, K, V] at the chunks' starts)."""
-    length, like = q.shape[1], q.dtype
-    q, k, v, beta, g, counts = _operands(q, k, v, beta, g, resets, chunk)
+    length, like, steps = q.shape[1], q.dtype, _steps(g, chunk)
+    q, k, v, beta, g, counts = _operands(q, k, v, beta, g, resets, steps)
     a, p, kd, qd, kr, decay = _within(q, k, beta, g, counts, scale)
     inverse = _inverse(a) * beta[..., None, :]
     w, u = _einsum("...ij,...jk->...ik", inverse, kd), _einsum("...ij,...jv->...iv", inverse, v)
 
     def body(state, x):
         w, u, p, qd, kr, decay = x
-        u = u - _einsum("...ck,...kv->...cv", w, state)
+        after, u = _next(state, w, u, kr, decay)
         o = _einsum("...ck,...kv->...cv", qd, state) + _einsum("...ij,...jv->...iv", p, u)
-        after = decay[..., None] * state + _einsum("...ck,...cv->...kv", kr, u)
         return after, (o, state.astype(like))
 
     final, (o, states) = jax.lax.scan(body, initial_state.astype(q.dtype), (w, u, p, qd, kr, decay))
-    return flat(o, length).astype(like), final, jnp.moveaxis(states, 0, 2)
+    return flat(o, length).astype(like), final, jnp.moveaxis(states[:: chunk // steps], 0, 2)
 
 
 def backward(q, k, v, beta, g, resets, states, do, dfinal, *, scale, chunk):
     """Gradients of q, k, v, beta, g (None without) and the initial state."""
-    inputs, length = (q, k, v, beta, g), q.shape[1]
-    q, k, v, beta, g, counts = _operands(q, k, v, beta, g, resets, chunk)
-    do, states = chunked(do.astype(q.dtype), chunk), jnp.moveaxis(states, 2, 0).astype(q.dtype)
+    inputs, length, steps = (q, k, v, beta, g), q.shape[1], _steps(g, chunk)
+    q, k, v, beta, g, counts = _operands(q, k, v, beta, g, resets, steps)
+    do, states = chunked(do.astype(q.dtype), steps), jnp.moveaxis(states, 2, 0).astype(q.dtype)
     (a, p, kd, qd, kr, decay), of_within = jax.vjp(
         lambda q, k, beta, g: _within(q, k, beta, g, counts, scale), q, k, beta, g
     )
     inverse = _inverse(a)
+    w = _einsum("...ij,...jk->...ik", inverse, beta[..., None] * kd)
+    if steps < chunk:
+        u = _einsum("...ij,...jv->...iv", inverse, beta[..., None] * v)
+        states = _all_states(states, chunk // steps, w, u, kr, decay)
     error = v - _einsum("...ck,...kv->...cv", kd, states)
     u = _einsum("...ij,...jv->...iv", inverse, beta[..., None] * error)
-    w = _einsum("...ij,...jk->...ik", inverse, beta[..., None] * kd)
     by_p = _einsum("...ij,...iv->...jv", p, do)
     entering = _einsum("...ck,...cv->...kv", qd, do) - _einsum("...ck,...cv->...kv", w, by_p)
 
