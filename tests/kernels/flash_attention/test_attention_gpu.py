@@ -9,21 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, Phase, assume, given, settings
 
 from kernels_pallas import aot_gpu, dispatch
 from kernels_pallas.flash_attention import flash_attention, gpu, gpu_backward
 from kernels_pallas.flash_attention.api import checked
 from kernels_pallas.flash_attention.mask import Mask
 
+many = settings(
+    max_examples=10, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+)
 SMALL = {"queries": 32, "keys": 64}  # several blocks of each, of different sizes
 
 
 @pytest.fixture
-def interpreted(monkeypatch):
-    """The public function takes the GPU's form, interpreted."""
+def interpreted(monkeypatch, request):
+    """The public function takes the GPU's form, interpreted, in small blocks or those that the test asks for."""
+    sizes = getattr(request, "param", SMALL)
     for module, name in ((gpu, "forward"), (gpu_backward, "backward")):
-        small = functools.partial(getattr(module, name), block_sizes=SMALL, interpret=True)
-        monkeypatch.setattr(module, name, small)
+        changed = functools.partial(getattr(module, name), block_sizes=sizes, interpret=True)
+        monkeypatch.setattr(module, name, changed)
     monkeypatch.setattr(dispatch, "by_platform", lambda *args, tpu, gpu, cpu, what: gpu(*args))
 
 
@@ -60,6 +65,23 @@ def test_few_queries(interpreted, queries, keys):
     bound = 2 * np.finfo(np.float32).eps * products * entries * 64**-0.5  # two roundings of the largest term
     wrong = draws.errors(run(flash_attention, dtype=jnp.float32), exact)
     assert max(wrong.values()) <= bound, f"errors {wrong}, bound {bound:.3g}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("interpreted", [{"queries": 128, "keys": 128}], indirect=True, ids=["blocks of 128"])
+@many
+@given(draws.problems(longest=300, widths=(16, 64, 96, 128)))
+def test_options_widely(interpreted, problem):
+    """By root mean squares, for the largest error is chance; in blocks of 128, for CPUs round small products more."""
+    assume(min(problem["shape"][1:3]) >= 16)  # fewer: see test_few_queries
+    found, ids, cotangents = draws.arrays(**problem)
+    run = functools.partial(draws.results, found=found, ids=ids, cotangents=cotangents, options=problem["options"])
+    with jax.enable_x64(True):
+        exact = run(draws.defined, dtype=jnp.float64)
+    theirs, ours = run(draws.defined, dtype=jnp.float32), run(flash_attention, dtype=jnp.float32)
+    for name, x in exact.items():
+        bound = 2 * np.linalg.norm(theirs[name] - x) + 4 * np.finfo(np.float32).eps * np.linalg.norm(x)
+        assert np.linalg.norm(ours[name] - x) <= bound, name
 
 
 def test_vmap_is_a_larger_batch(interpreted):
