@@ -164,7 +164,10 @@ def compile_for(chip: Chip | str, function: Callable, *arguments: Any, free_layo
     for left in _dump_directory().iterdir():
         left.unlink()
     with traced_for(chip):
-        compiled = jax.jit(function, **(free if free_layouts else {})).lower(*shapes).compile()
+        # A function of its own each time: what jax knows already is not compiled again, and leaves no code behind.
+        compiled = (
+            jax.jit(lambda *operands: function(*operands), **(free if free_layouts else {})).lower(*shapes).compile()
+        )
     return read(chip, compiled)
 
 

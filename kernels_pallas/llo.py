@@ -107,13 +107,16 @@ class Code:
                 bundles[-1] += "\n" + line
         self.size = len(bundles)
         labels: dict[str, int] = {}
-        for address, text in enumerate(bundles):
-            for region in _REGION.findall(text):
+        for address, bundle in enumerate(bundles):
+            for region in _REGION.findall(bundle):
                 labels.setdefault(region, address)
+        ended = {label for label in re.findall(r"target = \$region(\d+)", text) if label not in labels}
+        if len(ended) == 1 and "exit bundle" in bundles[-1]:  # whose label is not written
+            labels[ended.pop()] = self.size - 1
         self.branches: dict[int, _Branch] = {}
         steps: list[list[_Step]] = []
-        for address, text in enumerate(bundles):
-            bare = re.sub(r"/\*.*?\*/", "", _CORE.sub("core", text), flags=re.S)
+        for address, bundle in enumerate(bundles):
+            bare = re.sub(r"/\*.*?\*/", "", _CORE.sub("core", bundle), flags=re.S)
             if "sbr." in bare:
                 branch = _BRANCH.search(bare)
                 if branch is None or branch[2] is None or branch[3] not in labels:

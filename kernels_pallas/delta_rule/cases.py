@@ -16,6 +16,7 @@ HEADS = 8  # of a program at most, as by default
 NOTE = {
     "spills": "the inverse of a chunk, its factors and the state are matrices of 128 x 128 float32, 16 registers each"
     " of 64; on v5e the matrix unit has work in 57 to 84 % of the bundles",
+    "bytes": "the compiler brings operands into VMEM before the call (tpu7x has room for them) and counts them again",
     "floor": "products bound it, not bytes: the inverse of a chunk grows from blocks of 16 rows by doubling, each step"
     " waiting for the one before, beside products of the chunk with itself and with the state",
 }

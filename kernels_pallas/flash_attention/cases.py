@@ -16,10 +16,11 @@ from kernels_pallas.flash_attention.mask import Mask
 
 HEADS = 8
 NOTE = {
-    "spills": "the tile of scores between the two products has more registers than the 64 there are; on v5e the matrix"
-    " unit has work in 76 % (forward) to 91 % of the bundles, and spills go by slots that it does not use",
-    "bytes": "keys and values pass once for each block of queries that meets them (backward the other way round too),"
-    " the floor counts them once; the products take several times longer than these bytes",
+    "spills": "forward the tile of scores stays in registers from one product to the other and has more than the 64"
+    " there are, while on v5e the matrix unit has work in three quarters of the bundles; backward it goes through"
+    " scratch, which leaves a tenth on v6e and tpu7x (with a window, more masked tiles, a quarter)",
+    "bytes": "in the 16 MiB of v4 no head stays in VMEM backward: arrays pass once for each block that meets them, in"
+    " each of two kernels; the products take several times longer than these bytes",
 }
 
 
