@@ -32,10 +32,12 @@ def backward_kernel(*refs, names, scale, heads, narrow, length):
         sums = with_column(with_column(sums, h, of_write), heads + h, late)
     sums = sums.T
     of_writes, late = sums[:heads], sums[heads : 2 * heads]
-    refs["dbeta"][0, 0] = (jnp.concatenate(by_column, 0) + of_writes) / rows["beta"]
+    of_beta = (jnp.concatenate(by_column, 0) + of_writes) / rows["beta"]
+    refs["dbeta"][0, 0] = of_beta.astype(refs["dbeta"].dtype)
     if refs["g"] is not None and refs["e"] is None:
         dg = dot(late - jnp.concatenate(by_later, 0), jnp.where(causal(), 1.0, 0.0), False)
-        refs["dg"][0, 0] = dg + dot(of_writes, jnp.where(causal(strict=True), 1.0, 0.0), False, NT)
+        dg = dg + dot(of_writes, jnp.where(causal(strict=True), 1.0, 0.0), False, NT)
+        refs["dg"][0, 0] = dg.astype(refs["dg"].dtype)
 
     @pl.when(step == chunks - 1)
     def _():

@@ -78,7 +78,7 @@ def _kernel(q_ref, k_ref, v_ref, *refs, plan: Plan, walk: mask.Walk):
             if sink_ref is None:
                 most_ref[rows], total_ref[rows] = jnp.full(shape, LOW, jnp.float32), jnp.zeros(shape, jnp.float32)
             else:  # one key more, seen before the others; its weight lies in equal parts on all lanes
-                at = lax.div(b, plan.batch // plan.sinks) * plan.kv_heads + k
+                at = lax.div(b, jnp.int32(plan.batch // plan.sinks)) * plan.kv_heads + k
                 most_ref[rows] = jnp.full(shape, sink_ref[at * plan.groups + g] * LOG2_E, jnp.float32)
                 total_ref[rows] = jnp.full(shape, 1 / LANES, jnp.float32)
         sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)

@@ -135,7 +135,10 @@ def _walk(plan, x, y, g, first, scale: float, *, save: bool = False, reverse: bo
 
     def kernel(plan, x_ref, y_ref, g_ref, first_ref, states_ref, *rest):
         span, tile = pl.program_id(2), pl.program_id(3)
-        k_at, v_at = jax.lax.div(tile, v_tiles) * plan.k_tile, jax.lax.rem(tile, v_tiles) * plan.v_tile
+        k_at, v_at = (
+            jax.lax.div(tile, jnp.int32(v_tiles)) * plan.k_tile,
+            jax.lax.rem(tile, jnp.int32(v_tiles)) * plan.v_tile,
+        )
         at = functools.partial(plan.part_of_state, shape=(plan.k_tile, plan.v_tile), k_at=k_at, v_at=v_at)
 
         def step(i, state):
@@ -144,8 +147,8 @@ def _walk(plan, x, y, g, first, scale: float, *, save: bool = False, reverse: bo
             ref, inside = at(states_ref, c)
             plgpu.store(ref, state.astype(ref.dtype), mask=inside)
             if save:
-                ref, inside = at(rest[1], jax.lax.div(c, plan.every))
-                plgpu.store(ref, state, mask=inside & (jax.lax.rem(c, plan.every) == 0))
+                ref, inside = at(rest[1], jax.lax.div(c, jnp.asarray(plan.every, c.dtype)))
+                plgpu.store(ref, state, mask=inside & (jax.lax.rem(c, jnp.asarray(plan.every, c.dtype)) == 0))
             x = plan.load(x_ref, start, plan.k_width, plan.k_tile, k_at)
             y = plan.load(y_ref, start, plan.v_width, plan.v_tile, v_at)
             g = clamped(plan.load_g(g_ref, start, plan.k_tile, k_at))

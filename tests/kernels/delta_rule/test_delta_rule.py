@@ -192,3 +192,12 @@ def test_bad_input_names_argument_and_limit(message):
     with pytest.raises(ValueError) as error:
         delta_rule(**good | BAD[message])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("gate", ("head", "channel"))
+def test_gates_and_beta_may_be_as_narrow_as_keys(gate):
+    """Every platform's form is traced, so this holds for all of them."""
+    narrow = {n: x.astype(jnp.bfloat16) for n, x in problem(T=40, gate=gate, segments=False).items() if n in FLOATS[:5]}
+    gradients = jax.jit(jax.grad(lambda x: jnp.sum(delta_rule(**x)).astype(jnp.float32)))(narrow)
+    assert {n: g.dtype for n, g in gradients.items()} == dict.fromkeys(narrow, jnp.bfloat16)
+    assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in gradients.values())
