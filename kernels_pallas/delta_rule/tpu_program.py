@@ -14,8 +14,9 @@ from kernels_pallas.delta_rule.cpu import LEAST_GATE
 from kernels_pallas.delta_rule.tpu_chunk import CHUNK, F32, connected, decays_of_head, iota, products, scalars
 
 OPTIONAL = ("g", "count", "d", "e")  # operands and scratch that some programs lack
-# For blocks and scratch, of the 16 MiB that every chip allows: values need room besides, more with gates per channel.
-VMEM = {"head": 9 << 20, "channel": 8 << 20}
+# For blocks and scratch, of the 16 MiB that every chip allows: values need room besides, more with gates per channel and
+# yet more in float32, where four heads' code also takes the compiler of tpu7x a quarter of an hour.
+VMEM = {"head": 9 << 20, "channel": 8 << 20, "channel float32": 4 << 20}
 LEAST_BETA = 1e-30  # in place of 0, so that a gradient can be divided by it
 
 
@@ -96,7 +97,8 @@ def heads_of(q, v, g, most, backward):
     wide += by_channel * (2 if backward else 1) * CHUNK * keys * 4
     blocks = 2 * (wide + keys * values * (size + 8))
     scratch = 4 * (5 * CHUNK**2 + keys * values + by_channel * 2 * CHUNK * keys)
-    most = max(1, min(most, VMEM["channel" if by_channel else "head"] // (blocks + scratch)))
+    kind = ("channel float32" if size == 4 else "channel") if by_channel else "head"
+    most = max(1, min(most, VMEM[kind] // (blocks + scratch)))
     return max(h for h in range(1, min(count, most) + 1) if count % h == 0)
 
 
