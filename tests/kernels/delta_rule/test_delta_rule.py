@@ -43,6 +43,7 @@ def test_value_and_gradients_against_float64(options):
     check_anything(options)
 
 
+@pytest.mark.long
 def test_states_kept_more_rarely_than_the_chunks_computed_with():
     """With a gate per channel a chunk of 128 is four; 300 steps end in the second of the third."""
     check_anything((0, "channel", 300, True, 128))

@@ -42,8 +42,8 @@ def long(*values):
 @pytest.mark.parametrize(
     "options",
     [
-        {"T": 150, "K": 24, "V": 40, "strongest": 4.0},
         {"T": 140, "gate": "channel", "strongest": 4.0},
+        long({"T": 150, "K": 24, "V": 40, "strongest": 4.0}),
         long({"T": 100, "gate": "none", "alike": 0.9, "segments": False}),
         long({"T": 300, "gate": "channel", "K": 100, "V": 96}),
         long({"T": 300, "K": 100, "V": 96, "strongest": 20.0}),

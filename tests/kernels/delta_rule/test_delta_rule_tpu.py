@@ -50,7 +50,7 @@ def interpreted(monkeypatch):
     return use
 
 
-@pytest.mark.parametrize("gate", (pytest.param("none", marks=pytest.mark.long), "head", "channel"))
+@pytest.mark.parametrize("gate", (*(pytest.param(g, marks=pytest.mark.long) for g in ("none", "head")), "channel"))
 def test_value_and_gradients_against_float64(interpreted, gate):
     close(interpreted(), problem(gate=gate, T=200, strongest=4.0))
 
@@ -223,7 +223,8 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ("ragged", *(pytest.param(n, marks=pytest.mark.long) for n in list(OPTIONS)[1:])))
+@pytest.mark.long
+@pytest.mark.parametrize("name", OPTIONS)
 def test_options_compile(compile_for, name):
     operands = operands_of_shape(**{"length": 1024} | OPTIONS[name])
     operands["segment_ids"] = jax.ShapeDtypeStruct(operands["q"].shape[:2], jnp.int32)

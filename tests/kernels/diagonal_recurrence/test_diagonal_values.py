@@ -157,7 +157,7 @@ def test_segments_do_not_see_each_other(form):
         np.testing.assert_allclose(h[:, span], alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("constant", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_vmap_is_a_loop_over_runs(form, constant):
     runs = [problem(seed, length=130, constant=constant, decay=0.1) for seed in range(3)]
     x, log_a = (jnp.stack([jnp.asarray(run[n], jnp.float32) for run in runs]) for n in ("x", "log_a"))

@@ -70,6 +70,7 @@ def test_it_errs_no_more_than_the_weights_of_all_pairs(options):
     check(problem(**options))
 
 
+@pytest.mark.long
 def test_by_the_kernel_and_the_maximum_of_a_tpu(monkeypatch):
     def on_tpu(*args, tpu, what, **_):
         return tpu(*args) if what == "wkv_largest" else tpu(*args, interpret=True)

@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 
 from kernels_pallas.flash_attention import cpu, flash_attention
 
-few = settings(max_examples=4, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=3, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 many = settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
 

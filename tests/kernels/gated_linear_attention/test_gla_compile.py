@@ -79,7 +79,7 @@ def test_every_chip_dtype_and_width(compile_for, chip, gate, dtype, width, lengt
     fits(compile_for(chip, trained, *shapes(length, gate, width, dtype)))
 
 
-@pytest.mark.parametrize("length", [1, 300])
+@pytest.mark.parametrize("length", [pytest.param(1, marks=pytest.mark.long), 300])
 def test_short_and_ragged_sequences_compile(compile_for, length):
     fits(compile_for("v5e", trained, *shapes(length)))
 

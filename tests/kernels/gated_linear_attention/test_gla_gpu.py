@@ -38,8 +38,8 @@ def long(*values):
 @pytest.mark.parametrize(
     "more",
     [
-        {"length": 200, "heads": 4, "shared": 2, "k": 24, "v": 40, "segments": True},
         {"length": 150, "gate": "vector", "k": 24, "segments": True},
+        long({"length": 200, "heads": 4, "shared": 2, "k": 24, "v": 40, "segments": True}),
         long({"length": 300, "gate": "vector", "k": 100, "v": 96, "decay": 1.0}),  # tiles of the state
         long({"length": 300, "k": 100, "v": 96, "decay": 20.0}),
         long({"length": 256, "gate": "head", "heads": 3, "shared": 3, "decay": 0.5}),
