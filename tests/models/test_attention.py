@@ -154,5 +154,4 @@ def test_a_decoder_on_a_mesh_of_tpus_compiles_with_the_kernels(run_axis):
     weights = jax.tree.map(weight, model.records(), is_leaf=is_record)
     tokens = place((4, config.sequence_length + 1), jnp.int32, "data")
     program = jax.jit(gradient).lower(weights, tokens).compile().as_text()
-    for name in ("forward", "backward_queries", "backward_keys"):
-        assert f"flash_attention_{name}" in program
+    assert "flash_attention_forward" in program and "flash_attention_backward" in program
