@@ -13,14 +13,28 @@ import jax.numpy as jnp
 def by_platform(*args: Any, tpu: Callable | None, gpu: Callable | None, cpu: Callable, what: str) -> Any:
     """Calls the form of the platform that the program is lowered for; all three are traced, one is compiled.
 
+    Kernels take bfloat16, float32, integers and booleans: with an array of another dtype (float64, float16) every
+    platform takes the plain form.
+
     Args:
       tpu, gpu: kernels; None where there is none (then lowering for that platform takes `cpu`'s plain XLA form).
       cpu: plain XLA operations, right on any platform.
       what: the operation's name, under which its kernel is found in profiles and HLO.
     """
-    forms = {"tpu": tpu, "cuda": gpu}
-    forms = {platform: jax.named_call(form, name=what) for platform, form in forms.items() if form is not None}
+    floats = {x.dtype.name for x in jax.tree.leaves(args) if jnp.issubdtype(x.dtype, jnp.inexact)}
+    kernels = {"tpu": tpu, "cuda": gpu} if floats <= {"bfloat16", "float32"} else {}
+    forms = {platform: jax.named_call(_in_32_bits(run), name=what) for platform, run in kernels.items() if run}
     return jax.lax.platform_dependent(*args, default=jax.named_call(cpu, name=what), **forms)
+
+
+def _in_32_bits(kernel):
+    """`kernel` traced as without `jax_enable_x64`, under which the TPU compiler refuses its indices, or aborts."""
+
+    def call(*args):
+        with jax.enable_x64(False):
+            return kernel(*args)
+
+    return call
 
 
 def folded(function: Callable) -> Callable:

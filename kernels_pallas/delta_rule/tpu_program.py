@@ -14,8 +14,8 @@ from kernels_pallas.delta_rule.cpu import LEAST_GATE
 from kernels_pallas.delta_rule.tpu_chunk import CHUNK, F32, connected, decays_of_head, iota, products, scalars
 
 OPTIONAL = ("g", "count", "d", "e")  # operands and scratch that some programs lack
-# For blocks and scratch, of the 16 MiB that every chip allows: values need room besides, more with gates per channel and
-# yet more in float32, where four heads' code also takes the compiler of tpu7x a quarter of an hour.
+# For blocks and scratch, of the 16 MiB that every chip allows: values need room besides, more with gates per channel
+# and yet more in float32, where four heads' code also takes the compiler of tpu7x a quarter of an hour.
 VMEM = {"head": 9 << 20, "channel": 8 << 20, "channel float32": 4 << 20}
 LEAST_BETA = 1e-30  # in place of 0, so that a gradient can be divided by it
 

@@ -86,8 +86,8 @@ def scanned(x, log_a, state, keep, block_sizes) -> tuple[jax.Array, jax.Array]:
 def _scan(x, g, state, keep, sizes):
     call = functools.partial(
         dispatch.by_platform,
-        tpu=None if x.dtype == jnp.float64 else functools.partial(tpu.forward, **dict(sizes)),
-        gpu=None if x.dtype == jnp.float64 else gpu.forward,
+        tpu=functools.partial(tpu.forward, **dict(sizes)),
+        gpu=gpu.forward,
         cpu=cpu.forward,
         what=OPERATION,
     )
@@ -103,8 +103,8 @@ def _scan_backward(sizes, residuals, cotangents):
     g, state, h, keep = residuals
     call = functools.partial(
         dispatch.by_platform,
-        tpu=None if h.dtype == jnp.float64 else functools.partial(tpu.backward, **dict(sizes)),
-        gpu=None if h.dtype == jnp.float64 else gpu.backward,
+        tpu=functools.partial(tpu.backward, **dict(sizes)),
+        gpu=gpu.backward,
         cpu=cpu.backward,
         what=OPERATION,
     )

@@ -57,7 +57,7 @@ def flash_attention(
     arXiv:2205.14135, algorithm 1, and arXiv:2307.08691. Under `jax.vmap` the mapped axis joins the batch.
 
     Args:
-      query: [B, T, N, H], float32 or bfloat16 (float64 outside TPUs), H at most 256.
+      query: [B, T, N, H], float32 or bfloat16 (float64 in the plain form), H at most 256.
       key, value: [B, S, K, H] of the same dtype. Each of the K heads serves N / K adjacent heads of `query`.
       bias: [1 or B, 1 or N, T, S], any of the dtypes, added to the scaled scores before the soft cap; its gradient
         takes as much memory as itself.
@@ -247,10 +247,9 @@ def attention(setting: Setting, query, key, value, bias, sinks, query_segments, 
     return _forward(setting, query, key, value, bias, sinks, query_segments, key_segments)[0]
 
 
-def _kernels(arrays, kernels):
-    """The kernels by platform, folded under vmap; none where an array is float64, for they compute in float32."""
-    served = all(x is None or x.dtype != jnp.float64 for x in arrays)
-    return {platform: functools.partial(_by_batch, run) if served else None for platform, run in kernels.items()}
+def _kernels(kernels):
+    """The kernels by platform, folded under vmap."""
+    return {platform: functools.partial(_by_batch, run) for platform, run in kernels.items()}
 
 
 def forward(setting: Setting, *arrays):
@@ -264,7 +263,7 @@ def forward(setting: Setting, *arrays):
 
     runs = {"tpu": functools.partial(tpu.forward, block_sizes=dict(setting.blocks)), "gpu": gpu.forward}
     kernels = {platform: functools.partial(kernel, run) for platform, run in runs.items()}
-    return dispatch.by_platform(*arrays, **_kernels(arrays, kernels), cpu=plain, what="flash_attention")
+    return dispatch.by_platform(*arrays, **_kernels(kernels), cpu=plain, what="flash_attention")
 
 
 def backward(setting: Setting, arrays, lse, delta, kept, g):
@@ -272,7 +271,7 @@ def backward(setting: Setting, arrays, lse, delta, kept, g):
     plain = functools.partial(cpu.backward, **setting.of_scores)
     on_tpu = functools.partial(tpu_backward.backward, block_sizes=dict(setting.blocks), **setting.of_scores)
     on_gpu = functools.partial(gpu_backward.backward, **setting.of_scores)
-    kernels = _kernels(arrays, {"tpu": on_tpu, "gpu": on_gpu})
+    kernels = _kernels({"tpu": on_tpu, "gpu": on_gpu})
     return dispatch.by_platform(*arrays, lse, delta, kept, g, **kernels, cpu=plain, what="flash_attention_backward")
 
 

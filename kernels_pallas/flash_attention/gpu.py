@@ -24,7 +24,7 @@ LEAST = 16  # rows and columns of the smallest matrix product
 # (queries, keys, warps, stages) by head width. Not measured: blocks that fit an H200's shared memory and that ptxas
 # 13.0 for sm_90a compiles under a causal mask without spilling registers (bfloat16 keys of width 256 spill 120 bytes).
 # Products of float32 run on registers, not on tensor cores, and want small blocks.
-TUNED = {
+SIZES = {
     ("forward", "bfloat16"): {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 3)},
     ("forward", "float32"): {64: (32, 32, 4, 1), 128: (32, 32, 8, 1), 256: (32, 16, 8, 1)},
     ("queries", "bfloat16"): {64: (128, 64, 4, 2), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
@@ -42,9 +42,9 @@ def power(n: int) -> int:
 
 
 def tuning(kernel: str, dtype: Any, width: int) -> dict[str, int]:
-    """Block sizes, warps, and stages of the loop's loads, of `TUNED`."""
+    """Block sizes, warps, and stages of the loop's loads, of `SIZES`."""
     least = next(most for most in (64, 128, 256) if width <= most)
-    return dict(zip(("queries", "keys", "warps", "stages"), TUNED[kernel, str(dtype)][least]))
+    return dict(zip(("queries", "keys", "warps", "stages"), SIZES[kernel, str(dtype)][least]))
 
 
 def plan(query, key, bias, sinks, query_segments, sizes: Mapping[str, int], **options) -> Plan:
@@ -215,7 +215,7 @@ def forward(
     """Results [B, T, N, H] and log-sum-exp [B, T, N] in float32; arguments as of `reference.attention`.
 
     Args:
-      block_sizes: {"queries": ..., "keys": ..., "warps": ..., "stages": ...} or some of them, before those of `TUNED`.
+      block_sizes: {"queries": ..., "keys": ..., "warps": ..., "stages": ...} or some of them, before those of `SIZES`.
     """
     sizes = tuning("forward", query.dtype, query.shape[3]) | dict(block_sizes or {})
     made = plan(query, key, bias, sinks, query_segments, sizes, **options)

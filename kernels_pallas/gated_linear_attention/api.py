@@ -139,7 +139,7 @@ def _forward(q, k, v, g, state, scale, sizes, save):
 
 def _on_platform(forms, q, k, v, *rest):
     on_tpu, on_gpu, plain = forms
-    forms = {"tpu": None if q.dtype == jnp.float64 else on_tpu, "gpu": on_gpu if gpu_chunks.serves(q, v) else None}
+    forms = {"tpu": on_tpu, "gpu": on_gpu if gpu_chunks.serves(q, v) else None}
     call = functools.partial(dispatch.by_platform, **forms, cpu=plain, what=OPERATION)
     return dispatch.folded(call)(q, k, v, *rest)
 

@@ -120,10 +120,6 @@ def gated(y, x, D, z):
     return (out if z is None else out * jax.nn.silu(z.astype(wide))).astype(y.dtype)
 
 
-def _fits_gpu(x, A):
-    return x.dtype != jnp.float64 and A.shape[1] <= gpu.MOST
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
 def _scan(x, dt, A, B, C, state, keep, sizes):
     return _scan_forward(x, dt, A, B, C, state, keep, sizes)[0]
@@ -133,8 +129,8 @@ def _scan_forward(x, dt, A, B, C, state, keep, sizes):
     sizes = dict(sizes)
     call = functools.partial(
         dispatch.by_platform,
-        tpu=None if x.dtype == jnp.float64 else functools.partial(padded.forward, **sizes),
-        gpu=functools.partial(gpu.forward, rows=sizes["rows"]) if _fits_gpu(x, A) else None,
+        tpu=functools.partial(padded.forward, **sizes),
+        gpu=functools.partial(gpu.forward, rows=sizes["rows"]) if A.shape[1] <= gpu.MOST else None,
         cpu=functools.partial(cpu.forward, rows=sizes["rows"]),
         what=OPERATION,
     )
@@ -147,8 +143,8 @@ def _scan_backward(sizes, residuals, cotangents):
     sizes, A = dict(sizes), arrays[2]
     call = functools.partial(
         dispatch.by_platform,
-        tpu=None if arrays[0].dtype == jnp.float64 else functools.partial(padded.backward, **sizes),
-        gpu=functools.partial(gpu.backward, rows=sizes["rows"]) if _fits_gpu(arrays[0], A) else None,
+        tpu=functools.partial(padded.backward, **sizes),
+        gpu=functools.partial(gpu.backward, rows=sizes["rows"]) if A.shape[1] <= gpu.MOST else None,
         cpu=functools.partial(cpu.backward, rows=sizes["rows"]),
         what=OPERATION,
     )

@@ -73,6 +73,7 @@ def key_of(case, chip):
 
 FEW = [
     key_of(first_of("gated_linear_attention"), "v5e"),
+    key_of(first_of("flash_attention"), "v6e"),
     key_of(first_of("selective_scan"), "v5e"),
     key_of(first_of("diagonal_recurrence", "backward"), "v6e"),
 ]

@@ -39,12 +39,33 @@ TRACED = {
 }
 
 
+def gradients_of(operation):
+    function, shapes = TRACED[operation]
+    given = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes] + [jax.ShapeDtypeStruct((1, T), np.int32)]
+    return jax.grad(lambda *x: jnp.sum(function(*x)), argnums=tuple(range(len(shapes)))), given
+
+
 @pytest.mark.parametrize("operation", TRACED)
 def test_float32_stays_float32(operation):
-    function, shapes = TRACED[operation]
-    ids = jax.ShapeDtypeStruct((1, T), np.int32)
     with jax.enable_x64(True):
-        given = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
-        gradients = jax.grad(lambda *x: jnp.sum(function(*x)), argnums=tuple(range(len(shapes))))
-        made = jax.eval_shape(gradients, *given, ids)
-    assert [(x.shape, x.dtype) for x in made] == [(shape, np.float32) for shape in shapes]
+        gradients, given = gradients_of(operation)
+        made = jax.eval_shape(gradients, *given)
+    assert [(x.shape, x.dtype) for x in made] == [(x.shape, np.float32) for x in given[:-1]]
+
+
+@pytest.mark.parametrize(
+    "operation", ["diagonal_recurrence", *(pytest.param(n, marks=pytest.mark.long) for n in TRACED)]
+)
+def test_kernels_compile(compile_for, operation):
+    with jax.enable_x64(True):
+        gradients, given = gradients_of(operation)
+        made = compile_for("v5e", gradients, *given, free_layouts=True)
+    assert {kernel.name.startswith(operation) for kernel in made.kernels} == {True} and len(made.kernels) > 1
+
+
+def test_dtypes_that_kernels_do_not_take_are_served_by_plain_operations(compile_for):
+    """float16 gates; float64 beside float32."""
+    for dtype in (np.float16, np.float64):
+        with jax.enable_x64(True):
+            x, a = (jax.ShapeDtypeStruct(CHANNELS, kind) for kind in (np.float32, dtype))
+            assert not compile_for("v5e", lambda x, a: diagonal_recurrence(x, -jnp.abs(a)), x, a).kernels
