@@ -10,7 +10,7 @@ from lab.laws.law import laws
 from tests.laws.coverage import HIGH, LOW, TABLE, coverage, lines_of, merge
 from tests.laws.simulated import simulations
 
-DEFAULT = ("power", "critical-batch", "annealing")
+DEFAULT = ("power", "critical-batch", "downstream-exponential")
 MANY = 400  # draws, so that right intervals pass with probability 0.999 each, as there are some 200 of them
 REQUEST = [pytest.param(name, MANY, marks=pytest.mark.long) for name in simulations()]
 
