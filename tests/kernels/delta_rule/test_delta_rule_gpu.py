@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
 import types
 
@@ -17,6 +16,7 @@ from kernels_pallas.aot_gpu import lower_for_cuda
 from kernels_pallas.delta_rule import api, delta_rule, gpu, gpu_backward
 from kernels_pallas.delta_rule.tpu_chunk import parts
 from kernels_pallas.gpu_chunks import WIDEST
+from tests.kernels.jaxprs import assert_costs_are_declared, pallas_calls
 
 PARTS = ("prepare", "walk", "outputs", "walk_back", "gradients")
 
@@ -116,40 +116,6 @@ def test_a_program_for_cuda_has_the_kernels_and_what_they_do_not_serve_the_plain
         assert not kernels(dtype=jnp.float64)
 
 
-def inner_jaxprs(equation):
-    for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-        value = getattr(value, "jaxpr", value)
-        if hasattr(value, "eqns"):
-            yield value
-
-
-def work(jaxpr):
-    """Operations in products of matrices, and exponentials; a loop's body as often as it runs."""
-    flops = exponentials = 0
-    for equation in jaxpr.eqns:
-        size = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-        if equation.primitive.name == "dot_general":
-            ((axis,), _), _ = equation.params["dimension_numbers"]
-            flops += 2 * size * equation.invars[0].aval.shape[axis]
-            exact = equation.invars[0].aval.dtype != jnp.bfloat16
-            expected = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
-            assert equation.params["precision"] == (expected, expected)
-        exponentials += size * (equation.primitive.name == "exp")
-        for inner in inner_jaxprs(equation):
-            more, times = work(inner), equation.params.get("length", 1)
-            flops, exponentials = flops + times * more[0], exponentials + times * more[1]
-    return flops, exponentials
-
-
-def calls(jaxpr):
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "pallas_call":
-            yield equation
-        else:
-            for inner in inner_jaxprs(equation):
-                yield from calls(inner)
-
-
 @pytest.mark.parametrize("gate", ("head", "channel"))
 @pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float32))
 def test_declared_cost_is_that_of_the_programs_and_every_dot_pins_its_precision(gate, dtype):
@@ -159,8 +125,8 @@ def test_declared_cost_is_that_of_the_programs_and_every_dot_pins_its_precision(
     _, _, states = jax.eval_shape(lambda *x: forward(*x[:5], initial_state=x[5]), q, k, v, beta, g, state)
     backward = functools.partial(gpu_backward.backward, resets=None, scale=1.0, chunk=128)
     found = [
-        *calls(jax.make_jaxpr(lambda *x: forward(*x[:5], initial_state=x[5]))(q, k, v, beta, g, state).jaxpr),
-        *calls(
+        *pallas_calls(jax.make_jaxpr(lambda *x: forward(*x[:5], initial_state=x[5]))(q, k, v, beta, g, state).jaxpr),
+        *pallas_calls(
             jax.make_jaxpr(lambda *x: backward(*x[:5], states=x[5], do=x[6], dfinal=x[7]))(
                 q, k, v, beta, g, states, do, state
             ).jaxpr
@@ -168,10 +134,7 @@ def test_declared_cost_is_that_of_the_programs_and_every_dot_pins_its_precision(
     ]
     assert len(found) == 7
     for call in found:
-        cost, programs = call.params["cost_estimate"], math.prod(call.params["grid_mapping"].grid)
-        flops, exponentials = work(call.params["jaxpr"])
-        assert (cost.flops, cost.transcendentals) == (programs * flops, programs * exponentials)
-        assert cost.bytes_accessed == sum(x.aval.size * x.aval.dtype.itemsize for x in (*call.invars, *call.outvars))
+        assert_costs_are_declared(call)
 
 
 def compiles(compile_for_h200, gate="head", **options):

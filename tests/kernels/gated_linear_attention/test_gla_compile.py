@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,6 +11,7 @@ from kernels_pallas.cases import size_of
 from kernels_pallas.chips import CHIPS
 from kernels_pallas.gated_linear_attention import gated_linear_attention, tpu
 from kernels_pallas.gated_linear_attention.cases import CASES
+from tests.kernels.jaxprs import pallas_calls, work
 
 
 def shapes(length, gate="scalar", width=128, dtype=jnp.bfloat16, batch=1, heads=8):
@@ -101,29 +100,12 @@ def test_two_cores_share_the_work():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.direction} {case.label}")
 def test_declared_cost_is_that_of_the_program(case):
     """Products of matrices and exponentials of the kernel's own jaxpr, times its grid."""
-    found = {"flops": 0, "transcendentals": 0}
-
-    def count(jaxpr):
-        for equation in jaxpr.eqns:
-            shape = equation.outvars[0].aval.shape if equation.outvars else ()
-            size = math.prod(shape)
-            if equation.primitive.name == "dot_general":
-                ((axis,), _), _ = equation.params["dimension_numbers"]
-                found["flops"] += 2 * size * equation.invars[0].aval.shape[axis]
-            elif equation.primitive.name == "exp":
-                found["transcendentals"] += size
-            for inner in equation.params.values():
-                for part in inner if isinstance(inner, (tuple, list)) else (inner,):
-                    if hasattr(part, "eqns") or hasattr(part, "jaxpr"):
-                        count(getattr(part, "jaxpr", part))
-
-    jaxpr = jax.make_jaxpr(case.function)(*case.arguments)
-    (call,) = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "pallas_call"]
-    count(call.params["jaxpr"])
+    (call,) = pallas_calls(jax.make_jaxpr(case.function)(*case.arguments).jaxpr)
+    flops, exponentials = work(call.params["jaxpr"])
     (steps,) = case.steps.values()
     cost = call.params["cost_estimate"]
-    assert cost.flops == steps * found["flops"]
-    assert cost.transcendentals == pytest.approx(steps * found["transcendentals"], rel=0.01)
+    assert cost.flops == steps * flops
+    assert cost.transcendentals == pytest.approx(steps * exponentials, rel=0.01)
     assert cost.bytes_accessed == case.floor_bytes
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
 
 import jax
@@ -16,6 +15,7 @@ from kernels_pallas import dispatch
 from kernels_pallas.aot_gpu import SHARED_BYTES, lower_for_cuda
 from kernels_pallas.gated_linear_attention import gated_linear_attention, gpu, reference
 from kernels_pallas.gpu_chunks import WIDEST
+from tests.kernels.jaxprs import assert_costs_are_declared, pallas_calls
 
 ours = functools.partial(gated_linear_attention, output_final_state=True)
 
@@ -101,39 +101,9 @@ def test_a_program_for_cuda_has_the_kernels_and_what_they_do_not_serve_the_plain
         assert not kernels(*shapes(300, gate, dtype=jnp.float64))
 
 
-def work(jaxpr):
-    """Operations in products of matrices, and exponentials; a loop's body as often as it runs."""
-    flops = exponentials = 0
-    for equation in jaxpr.eqns:
-        size = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-        if equation.primitive.name == "dot_general":
-            ((axis,), _), _ = equation.params["dimension_numbers"]
-            flops += 2 * size * equation.invars[0].aval.shape[axis]
-            exact = equation.invars[0].aval.dtype != jnp.bfloat16
-            expected = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
-            assert equation.params["precision"] == (expected, expected)
-        exponentials += size * (equation.primitive.name == "exp")
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                more = work(inner)
-                times = equation.params.get("length", 1)
-                flops, exponentials = flops + times * more[0], exponentials + times * more[1]
-    return flops, exponentials
-
-
 @pytest.mark.parametrize("gate", ["scalar", "vector"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_declared_cost_is_that_of_the_programs_and_every_dot_pins_its_precision(gate, dtype):
-    def calls(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "pallas_call":
-                yield equation
-            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns") and equation.primitive.name != "pallas_call":
-                    yield from calls(inner)
-
     q, k, v, g, do = (
         jax.ShapeDtypeStruct((1, x.shape[2], x.shape[1], *x.shape[3:]), x.dtype) for x in shapes(512, gate, dtype=dtype)
     )
@@ -142,16 +112,12 @@ def test_declared_cost_is_that_of_the_programs_and_every_dot_pins_its_precision(
     backward = functools.partial(gpu.backward, scale=1.0, chunk=128)
     _, _, saved = jax.eval_shape(forward, q, k, v, g, state)
     found = [
-        *calls(jax.make_jaxpr(forward)(q, k, v, g, state).jaxpr),
-        *calls(jax.make_jaxpr(backward)(q, k, v, g, saved, do, state).jaxpr),
+        *pallas_calls(jax.make_jaxpr(forward)(q, k, v, g, state).jaxpr),
+        *pallas_calls(jax.make_jaxpr(backward)(q, k, v, g, saved, do, state).jaxpr),
     ]
     assert len(found) == 5
     for call in found:
-        cost, programs = call.params["cost_estimate"], math.prod(call.params["grid_mapping"].grid)
-        flops, exponentials = work(call.params["jaxpr"])
-        assert cost.flops == programs * flops
-        assert cost.transcendentals == programs * exponentials
-        assert cost.bytes_accessed == sum(x.aval.size * x.aval.dtype.itemsize for x in (*call.invars, *call.outvars))
+        assert_costs_are_declared(call)
 
 
 def compiles(compile_for_h200, *arguments):
