@@ -35,9 +35,9 @@ def diagonal_recurrence(
 
     Args:
       x: [B, T, D], bfloat16 or float32; or float64, for which plain XLA is taken on every platform.
-      log_a: logarithms of the decay, at most zero, [B, T, D] or, constant in time, [D]; any floating dtype. -inf is
-        allowed and forgets all. That none is positive is checked where the values are known: outside of `jax.jit` and
-        of its transformations. A traced value cannot be checked.
+      log_a: logarithms of the decay, at most zero, [B, T, D] or, constant in time, [D]; any floating dtype (of others than
+        bfloat16 and float32 by plain XLA). -inf is allowed and forgets all. That none is positive is checked where the
+        values are known: outside of `jax.jit` and of its transformations. A traced value cannot be checked.
       initial_state: h_0 [B, D], float32 (float64 beside such x); it belongs to the segment of the first token.
       output_final_state: return (h, h_T).
       segment_ids: integers [B, T]; where they change between two tokens, the state starts from zero.

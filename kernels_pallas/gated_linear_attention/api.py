@@ -40,7 +40,7 @@ def gated_linear_attention(
 
     Args:
       q, k: [B, T, N, K], or [B, T, M, K] where M divides N: head n reads those of number n // (N / M).
-      v: [B, T, N, V], of q's dtype: bfloat16, float32, or where no kernel is used float64.
+      v: [B, T, N, V], of q's dtype: bfloat16, float32, or float64, for which plain XLA is taken.
       g: logarithms of the decay, at most zero: None for no decay, [N] for one constant a head, [B, T, N], or
         [B, T, N, K] for one per key channel. -inf is allowed and forgets all. That none is positive is checked where
         the values are known, outside of `jax.jit`.

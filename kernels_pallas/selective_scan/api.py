@@ -52,8 +52,8 @@ def selective_scan(
       block_sizes: any of "rows" (of time, between two kept states) and "width" (channels of the TPU kernels'
         blocks), multiples of 128, in place of the table's.
 
-    Arrays are bfloat16, float32 or float64; sums are float32 (float64). float64 x, and on a GPU more than 128 states a
-    channel, take plain XLA.
+    Arrays are bfloat16, float32 or float64; sums are float32 (float64). With any in float64, and on a GPU with more
+    than 128 states a channel, plain XLA is taken.
 
     Returns:
       y [B, T, D] in x's dtype, and on request h_T [B, D, N]; gradients for every float argument. With T = 0, y is empty
