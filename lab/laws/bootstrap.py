@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtr, stdtrit
 
 FAILURES_ALLOWED = 0.1
 """Share of resamples without an answer above which no interval is given."""
@@ -61,7 +60,7 @@ def percentile_interval(
         degrees = observations - parameters
         if degrees <= 0:
             return no_interval(f"{observations} cells for {parameters} parameters leave no scatter to judge by", level)
-        tail = float(norm.cdf(-np.sqrt(observations / degrees) * student.ppf(1.0 - tail, degrees)))
+        tail = float(ndtr(-np.sqrt(observations / degrees) * stdtrit(degrees, 1.0 - tail)))
     if answers.size < 50:
         return no_interval(f"only {answers.size} of {samples.size} resamples gave an answer (50 needed)", level)
     if answers.size < (1.0 - FAILURES_ALLOWED) * samples.size:
