@@ -18,7 +18,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lab.errors import ConfigError
-from lab.models import architecture, registry
+from lab.models import architecture
+from lab.parametrization.scales import base_of, find
 
 
 def default_config() -> ConfigDict:
@@ -44,16 +45,20 @@ def default_config() -> ConfigDict:
                 "sequence_length": 128,
                 "vocab_size": 0,  # 0: the corpus's
                 "compute_dtype": "float32",
+                "precision": "none",  # of the operands of dense products: none, fp16, fp8 (`lab.models.precision`)
                 "remat": "none",
             },
             "parametrization": {
                 "name": "standard",
                 "base_width": 64,
+                "base_depth": 3,
                 "init_scale": 1.0,
                 "embedding_multiplier": 1.0,
                 "residual_multiplier": 1.0,
+                "residual_ratio": 1.0,  # of attention branches to MLP branches
                 "readout_multiplier": 1.0,
-                "attention_multiplier": 1.0,
+                "attention_multiplier": 1.0,  # of scores
+                "activation_multiplier": 1.0,  # of what enters the MLP's activation
             },
             "optimizer": {
                 "name": "adamw",
@@ -63,6 +68,7 @@ def default_config() -> ConfigDict:
                 "epsilon": 1e-8,
                 "momentum": 0.9,
                 "weight_decay": 0.0,
+                "decay": "coupled",  # with the learning rate, or independent of its peak
                 "clip_norm": 1.0,  # 0: none
             },
             "schedule": {
@@ -104,14 +110,16 @@ def default_config() -> ConfigDict:
 
 
 CHOICES = {
-    "optimizer.name": ("adamw", "sgd", "lion"),
+    "optimizer.name": ("adamw", "lamb", "lion", "sgd"),
+    "optimizer.decay": ("coupled", "independent"),
     "schedule.name": ("constant", "linear", "cosine", "wsd", "one-minus-sqrt"),
     "averaging.name": ("none", "exponential", "polynomial"),
     "data.vocabulary": ("byte", "sentencepiece"),
     "execution.run_axis": ("auto", "map", "vmap"),
 }
 POSITIVE = (
-    "model.width model.depth model.sequence_length model.rope_base parametrization.base_width "
+    "model.width model.depth model.sequence_length model.rope_base "
+    "parametrization.base_width parametrization.base_depth parametrization.residual_ratio "
     "parametrization.init_scale "
     "optimizer.learning_rate optimizer.epsilon "
     "averaging.window_tokens averaging.window_fraction run.horizon_tokens run.batch_tokens data.vocabulary_size "
@@ -221,14 +229,11 @@ def validate(cfg: ConfigDict) -> ConfigDict:
     model, run = cfg.model, cfg.run
     if model.kind == "decoder":
         architecture.resolve({**model, "vocab_size": model.vocab_size or 1})
-    if cfg.parametrization.name not in ("standard", "mup"):
-        from lab.parametrization.scales import known  # imports jax: only a name that is not ours pays for it
-
-        architecture.one_of("parametrization.name", cfg.parametrization.name, known())
-    if cfg.parametrization.name != "standard":  # the base model must exist as well
-        base = registry.at_width(model, cfg.parametrization.base_width)
-        if model.kind == "decoder":
-            architecture.resolve({**base, "vocab_size": model.vocab_size or 1})
+    base = base_of(model, cfg.parametrization)  # the base model must exist as well
+    if model.kind == "decoder":
+        architecture.resolve({**base, "vocab_size": model.vocab_size or 1})
+    if cfg.optimizer.name == "lamb" and cfg.optimizer.decay != "coupled":
+        raise ConfigError("optimizer.decay: found independent, expected coupled: LAMB decays inside its ratio of norms")
     micro = microbatch_tokens(cfg)
     for key, tokens in (("run.batch_tokens", run.batch_tokens), ("execution.microbatch_tokens", micro)):
         if tokens % model.sequence_length:
@@ -276,13 +281,16 @@ def meaning(cfg: ConfigDict) -> dict[str, Any]:
     unread: set[str] = set()
     if cfg.model.kind == "decoder":
         unread.add("model.remat")
-        if cfg.parametrization.name == "standard":  # elsewhere 0 says how the base model follows its width
+        if "width" not in find(cfg.parametrization.name).base:  # elsewhere 0 says how the base model follows its width
             resolved = architecture.resolve(cfg.model)
             flat |= {"model.head_width": resolved.head_width, "model.mlp_width": resolved.mlp_width}
-    if cfg.parametrization.name == "standard":
-        unread.add("parametrization.base_width")
+    compared = find(cfg.parametrization.name).base
+    unread |= {f"parametrization.base_{size}" for size in ("width", "depth") if size not in compared}
+    if not cfg.optimizer.weight_decay:
+        unread.add("optimizer.decay")
     unread |= {
         "adamw": {"optimizer.momentum"},
+        "lamb": {"optimizer.momentum"},
         "lion": {"optimizer.momentum", "optimizer.epsilon"},
         "sgd": {"optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"},
     }[cfg.optimizer.name]

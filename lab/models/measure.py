@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from lab.models.model import SCALARS
 from lab.models.registry import build
 from lab.models.weight import is_record
 
@@ -85,7 +84,7 @@ class Measured:
             lambda record: jax.ShapeDtypeStruct(record.shape, jnp.float32), model.records(), is_leaf=is_record
         )
         tokens = jax.ShapeDtypeStruct((1, config.sequence_length + 1), jnp.int32)
-        train = jax.grad(lambda w, t: model.loss(w, t, dict.fromkeys(SCALARS, 1.0), 0.0)[0])
+        train = jax.grad(lambda w, t: model.loss(w, t, {}, 0.0)[0])
         return {
             "non_embedding": 6 * n["non_embedding"],
             "with_head": 6 * n["with_head"],

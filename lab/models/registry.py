@@ -21,6 +21,7 @@ class Kind:
     builder: Callable[[Any, int | None], Any]
     at_width: Callable[[Any, int], Any]
     counts: Any
+    units: Callable[[Any, float], dict[str, float]] | None
 
 
 _KINDS: dict[str, Kind] = {}
@@ -52,15 +53,18 @@ def proportional(config, width: int):
     return base
 
 
-def register(kind: str, at_width: Callable[[Any, int], Any] = proportional, counts: Any = None):
+def register(
+    kind: str, at_width: Callable[[Any, int], Any] = proportional, counts: Any = None, units: Callable | None = None
+):
     """Decorator: adds `builder(config, unroll)`, which returns a Model, as a `model.kind`. The last of a name is used.
 
     `at_width(config, width)` gives the config of the same family at another width. `counts` has closed forms
     `parameters(config)` and `flops_per_token(config)` (see `lab.models.counts`); None measures records and jaxpr.
+    `units(config, activation_multiplier)` gives the RMS that unit scaling divides by (see `lab.models.units`).
     """
 
     def add(builder):
-        _KINDS[kind] = Kind(builder, at_width, counts)
+        _KINDS[kind] = Kind(builder, at_width, counts, units)
         return builder
 
     return add
@@ -95,3 +99,9 @@ def build(config, unroll: int | None = None):
 def at_width(config, width: int):
     """The `model` config of the same family at another width; see `proportional` for the decoder's."""
     return _find(config.kind).at_width(config, width)
+
+
+def units(config, activation_multiplier: float) -> dict[str, float]:
+    """What the kind of a `model` config node says of its operations without weights; nothing where it says nothing."""
+    found = _find(config.kind).units
+    return found(config, activation_multiplier) if found else {}

@@ -15,7 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-ROLES = ("embedding", "hidden", "residual", "readout", "norm", "bias")
+ROLES = ("embedding", "hidden", "residual", "readout", "norm", "bias", "router", "recurrence")
+NEUTRAL = {"forward": 1.0, "backward": 1.0, "gradient": 1.0}  # factors of a weight that has none of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Record:
     `fan_in` and `fan_out` are the axes that the operation sums over and makes; `width` those that grow with the model's
     width; `depth` the axis of stacked layers, or None. `role` is one of ROLES: `hidden` maps features to features,
     `residual` is a hidden weight whose product is added to the residual stream, `embedding` maps tokens to features,
-    `readout` features to logits.
+    `readout` features to logits, `router` features to the scores of experts; a `recurrence` weight belongs to a feature
+    (a decay, a step size) and is summed over nothing.
     """
 
     shape: tuple[int, ...]
@@ -95,13 +97,25 @@ def declare(
     fan_out: tuple[int, ...] = (),
     width: tuple[int, ...] = (),
 ):
-    """Declares weight `name` of a Linen module, `axes` naming its axes and their sizes in order; returns its value.
+    """Declares weight `name` of a Linen module, `axes` naming its axes and their sizes in order; returns its value,
+    multiplied by its `forward` factor (see `factors`).
 
     What Linen's own `init` would return has the right shapes and records, and zeros: `draw` makes the values.
     """
+    value = bare(module, name, axes, role=role, fan_in=fan_in, fan_out=fan_out, width=width)
+    return value * jnp.asarray(factors(module, name)["forward"], value.dtype)
+
+
+def bare(module: nn.Module, name: str, axes: dict[str, int], *, role: str, fan_in=(), fan_out=(), width=()):
+    """`declare` without the factor: for a product that applies its three factors itself (`lab.models.linear`)."""
     shape = tuple(axes.values())
     record = Record(shape, tuple(axes), fan_in, fan_out, width, None, role)
     return module.param(name, lambda key: Weight(jnp.zeros(shape, jnp.float32), record))
+
+
+def factors(module: nn.Module, name: str) -> dict:
+    """Scalars `forward`, `backward`, `gradient` of a weight, from the collection that `Model` passes beside weights."""
+    return module.get_variable("factors", name, NEUTRAL)
 
 
 def draw(key: jax.Array, path: str, record: Record) -> jax.Array:

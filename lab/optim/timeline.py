@@ -57,13 +57,21 @@ def timeline(cfg: ConfigDict) -> Timeline:
     rate = cfg.optimizer.learning_rate * schedule(cfg, (step - 0.5) * batch)
     columns = {
         "learning_rate": rate,
-        "weight_decay": np.full(steps, cfg.optimizer.weight_decay),
+        "weight_decay": np.full(steps, weight_decay(cfg)),
         "averaging": averaging(cfg, step * batch),
     }
     return Timeline(
         **{name: np.repeat(column, accumulation).astype(np.float32) for name, column in columns.items()},
         apply=np.tile(np.arange(1, accumulation + 1) == accumulation, steps),
     )
+
+
+def weight_decay(cfg: ConfigDict) -> float:
+    """What is multiplied by the learning rate when it decays weights: `coupled`, as in AdamW, the coefficient itself;
+    `independent` (Wortsman et al. 2023, arXiv:2309.14322), the coefficient over the peak learning rate, so that an
+    update decays by schedule x coefficient whatever the peak."""
+    independent = cfg.optimizer.decay == "independent"
+    return cfg.optimizer.weight_decay / (cfg.optimizer.learning_rate if independent else 1.0)
 
 
 def schedule(cfg: ConfigDict, tokens: np.ndarray) -> np.ndarray:

@@ -1,50 +1,56 @@
 """The standard parametrization: what most code bases do. Its best learning rate shrinks as width grows.
 
-    role       initial std                   forward  learning rate  weight decay
-    embedding  1                             1        1              1
-    hidden     1/sqrt(fan_in)                1        1              1
-    residual   1/sqrt(fan_in x 2 x depth)    1        1              1
-    readout    1/sqrt(fan_in)                1        1              1
-    norm       1 (gains of 1)                1        1              0
-    bias       1 (biases of 0)               1        1              0
+    role        initial std                   forward  learning rate  weight decay  epsilon
+    embedding   1                             1        1              1             1
+    hidden      1/sqrt(fan_in)                1        1              1             1
+    residual    1/sqrt(fan_in x 2 x depth)    1        1              1             1
+    readout     1/sqrt(fan_in)                1        1              1             1
+    router      1/sqrt(fan_in)                1        1              1             1
+    recurrence  1                             1        1              0             1
+    norm        1 (gains of 1)                1        1              0             1
+    bias        1 (biases of 0)               1        1              0             1
 
 `residual` weights write to the residual stream, which sums 2 x depth of them (GPT-2, section 2.3). Optimizer families
-do not differ. A tied readout has no scale of its own: logits are multiplied by 1/sqrt(width).
+do not differ. Scores are divided by sqrt(head width). A tied readout has no scale of its own: logits are multiplied by
+1/sqrt(width).
 """
 
 from __future__ import annotations
 
-from lab.models.weight import Record
-from lab.parametrization.scales import Parametrization, WeightScale, register
+from lab.parametrization.scales import Context, Parametrization, Subject, WeightScale, register
 
 EMBEDDING_STD = 1.0
+VECTORS = ("recurrence", "norm", "bias")
 
 
-def initial_std(record: Record) -> float:
+def initial_std(record) -> float:
     """The initial scale of the table above, of a weight whose axes are as large as the record says."""
     if record.role == "embedding":
         return EMBEDDING_STD
-    if record.role in ("norm", "bias"):
+    if record.role in VECTORS:
         return 1.0
     summed = 1 if record.role != "residual" or record.depth is None else 2 * record.shape[record.depth]
     return (record.size(record.fan_in) * summed) ** -0.5
 
 
-def weight(record: Record, base: Record, family: str) -> WeightScale:
-    """One row of the table above."""
-    return WeightScale(initial_std(record), weight_decay=0.0 if record.role in ("norm", "bias") else 1.0)
+def matrix(subject: Subject) -> WeightScale:
+    """A row of the table above that has weight decay."""
+    return WeightScale(initial_std(subject.record), weight_decay=1.0)
 
 
-def table(pairs: list[tuple[Record, Record]]) -> tuple[Record, Record] | None:
-    """The embedding that is the readout too, where no weight is one of its own; None otherwise."""
-    roles = {record.role: (record, base) for record, base in pairs}
-    return None if "readout" in roles else roles.get("embedding")
+def vector(subject: Subject) -> WeightScale:
+    """A gain, a bias or a decay."""
+    return WeightScale()
 
 
-def activations(pairs: list[tuple[Record, Record]]) -> dict[str, float]:
-    """Factors of scores and logits: 1, but for a tied readout."""
-    tied = table(pairs)
-    return {"attention": 1.0, "readout": tied[0].size(tied[0].fan_out) ** -0.5 if tied else 1.0}
+def multipliers(context: Context) -> dict:
+    """The config's, and that of a tied readout."""
+    found = context.plain()
+    if context.tied:
+        found["readout"] *= context.tied.fan_out**-0.5
+    return found
 
 
-register("standard", Parametrization(weight, activations, uses_base=False))
+RULES = dict.fromkeys(("embedding", "hidden", "residual", "readout", "router"), matrix) | dict.fromkeys(VECTORS, vector)
+
+register("standard", Parametrization(RULES, multipliers))

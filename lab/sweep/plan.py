@@ -80,7 +80,7 @@ def cost(runs: Sequence[Run], train_tokens: int | None = None) -> dict[str, Any]
 
 def state_bytes(cfg: ConfigDict) -> int:
     """Bytes of one run's state at rest: weights, gradient accumulator, optimizer moments, average."""
-    moments = {"adamw": 2, "lion": 1, "sgd": 1}[cfg.optimizer.name]
+    moments = {"adamw": 2, "lamb": 2, "lion": 1, "sgd": 1}[cfg.optimizer.name]
     copies = 2 + moments + (cfg.averaging.name != "none")
     return counts.parameters(cfg.model)["total"] * copies * (8 if cfg.model.compute_dtype == "float64" else 4)
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lab.optim import optimizers
+from lab.parametrization.scales import TREES
 from lab.train.sharding import BATCH, batch_devices, state_shardings
 from lab.train.step import METRICS, RunState, Step
 
@@ -97,8 +98,10 @@ class Executor:
         return {
             "seed": jax.ShapeDtypeStruct((self.slots,), jnp.uint32),
             "optimizer": dict.fromkeys(optimizers.HYPERPARAMETERS, number),
-            "scales": {k: tree for k in ("init_std", "forward", "learning_rate", "weight_decay")},
-            "scalars": {k: number for k in ("embedding", "residual", "attention", "readout")},
+            "scales": dict.fromkeys(TREES, tree),
+            "multipliers": jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((self.slots, *x.shape), jnp.float32), self.step.model.neutral()
+            ),
             "z_loss": number,
         }
 

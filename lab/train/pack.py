@@ -64,8 +64,8 @@ class Member:
         return {
             "seed": np.uint32(cfg.run.seed),
             "optimizer": optimizers.hyperparameters(cfg),
-            "scales": {k: getattr(scales, k) for k in ("init_std", "forward", "learning_rate", "weight_decay")},
-            "scalars": scales.scalars,
+            "scales": scales.trees(),
+            "multipliers": scales.multipliers,
             "z_loss": cfg.loss.z_loss,
         }
 

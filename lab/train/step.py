@@ -51,8 +51,8 @@ class RunState:
 class Step:
     """The functions of one run. Everything held here is shape; every number of a run comes in as an argument.
 
-    `hyper` is a dict: `seed` (uint32), `optimizer` (scalars), `scales` (trees of scalars: init_std, forward,
-    learning_rate, weight_decay), `scalars` (activation multipliers), `z_loss`.
+    `hyper` is a dict: `seed` (uint32), `optimizer` (scalars), `scales` (trees of scalars: init_std, learning_rate,
+    weight_decay, epsilon), `multipliers` (see `lab.models.model.Model`), `z_loss`.
     """
 
     model: Model
@@ -83,8 +83,7 @@ class Step:
 
     def loss(self, weights: Any, tokens: jax.Array, hyper: dict) -> tuple[jax.Array, jax.Array]:
         """Training objective and negative log-likelihood, both summed over tokens [B, T+1] (nats)."""
-        scaled = jax.tree.map(jnp.multiply, weights, hyper["scales"]["forward"])
-        total, parts = self.model.loss(scaled, tokens, hyper["scalars"], hyper["z_loss"])
+        total, parts = self.model.loss(weights, tokens, hyper["multipliers"], hyper["z_loss"])
         return total, parts["nll"]
 
     def tick(
@@ -121,9 +120,8 @@ class Step:
         """The optimizer update from the accumulated sums, which start again from zero."""
         gradient = jax.tree.map(lambda g: g / state.tokens.astype(g.dtype), state.gradient)
         norm = optimizers.global_norm(gradient)
-        weights, optimizer = optimizers.update(
-            self.optimizer, hyper["optimizer"], row, hyper["scales"], gradient, state.optimizer, state.weights
-        )
+        how = self.optimizer, hyper["optimizer"], row, hyper["scales"], self.model.records()
+        weights, optimizer = optimizers.update(*how, gradient, state.optimizer, state.weights)
         moved = optimizers.global_norm(jax.tree.map(jnp.subtract, weights, state.weights))
         metrics = jnp.stack(
             [
@@ -200,8 +198,7 @@ class Step:
           tokens: int [M, B, T+1], M micro-batches.
         """
         weights = state.average if self.averages else state.weights
-        scaled = jax.tree.map(jnp.multiply, weights, hyper["scales"]["forward"])
-        sums = jax.lax.map(lambda batch: self.model.nll(scaled, batch, hyper["scalars"]), tokens)
+        sums = jax.lax.map(lambda batch: self.model.nll(weights, batch, hyper["multipliers"]), tokens)
         return (sums.sum() / (tokens.shape[0] * tokens.shape[1] * (tokens.shape[2] - 1))).astype(jnp.float32)
 
 

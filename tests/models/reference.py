@@ -59,12 +59,13 @@ def _mlp(x, w, a):
     return hidden @ w["out"]
 
 
-def logits(config, weights, tokens, scalars):
+def logits(config, weights, tokens, multipliers):
     """[batch, length, vocabulary] for tokens [batch, length]; weights as the model's, in float64."""
     a = resolve(config)
     result = []
     for sequence in np.asarray(tokens):
-        x = weights["embedding"][sequence] * scalars["embedding"]
+        x = weights["embedding"][sequence] * multipliers["embedding"]
+        branch = multipliers["residual"]["branch"]
         for layer in range(a.depth):
             attention = {k: v[layer] for k, v in weights["layers"]["attention"].items() if not k.endswith("norm")}
             for name in ("query_norm", "key_norm"):
@@ -73,10 +74,10 @@ def logits(config, weights, tokens, scalars):
             norms = {n: {k: v[layer] for k, v in weights["layers"][n].items()} for n in ("attention_norm", "mlp_norm")}
             mlp = {k: v[layer] for k, v in weights["layers"]["mlp"].items()}
             y = _norm(x, norms["attention_norm"], a.norm, a.norm_epsilon)
-            x = x + scalars["residual"] * _attention(y, attention, a, scalars["attention"])
-            x = x + scalars["residual"] * _mlp(_norm(x, norms["mlp_norm"], a.norm, a.norm_epsilon), mlp, a)
+            x = x + branch * _attention(y, attention, a, multipliers["attention"])
+            x = x + branch * _mlp(_norm(x, norms["mlp_norm"], a.norm, a.norm_epsilon), mlp, a)
         readout = weights["embedding"].T if a.tied else weights["readout"]
-        y = _norm(x, weights["final_norm"], a.norm, a.norm_epsilon) @ readout * scalars["readout"]
+        y = _norm(x, weights["final_norm"], a.norm, a.norm_epsilon) @ readout * multipliers["readout"]
         result.append(a.logit_soft_cap * np.tanh(y / a.logit_soft_cap) if a.logit_soft_cap else y)
     return np.stack(result)
 

@@ -20,7 +20,7 @@ from lab.models.attention import attend
 from lab.models.axes import partition_spec
 from lab.models.weight import is_record
 
-SCALARS = {"embedding": 1.3, "residual": 0.7, "attention": 1.1, "readout": 0.9}
+MULTIPLIERS = {"embedding": 1.3, "residual": {"branch": 0.7}, "attention": 1.1, "readout": 0.9}
 
 
 def defined(q, k, v):
@@ -119,7 +119,7 @@ def test_a_decoder_by_the_kernels_is_the_decoder_on_a_cpu(monkeypatch, kernels):
     def trained(dtype):
         model = models.build(model_config(compute_dtype=dtype, **changes))
         weights = jax.tree.map(lambda w: 0.3 * np.asarray(w, dtype), model.init(jax.random.key(0)))
-        return jax.jit(jax.value_and_grad(lambda w: model.loss(w, tokens, SCALARS, 0.0)[0] / tokens.size))(weights)
+        return jax.jit(jax.value_and_grad(lambda w: model.loss(w, tokens, MULTIPLIERS, 0.0)[0] / tokens.size))(weights)
 
     with jax.enable_x64(True):
         exact = jax.tree.map(np.asarray, trained("float64"))
@@ -148,7 +148,7 @@ def test_a_decoder_on_a_mesh_of_tpus_compiles_with_the_kernels(run_axis):
 
     def gradient(weights, tokens):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            one = jax.grad(lambda w: model.loss(w, tokens, SCALARS, 0.0)[0])
+            one = jax.grad(lambda w: model.loss(w, tokens, MULTIPLIERS, 0.0)[0])
             return jax.vmap(one, spmd_axis_name="run")(weights)
 
     weights = jax.tree.map(weight, model.records(), is_leaf=is_record)

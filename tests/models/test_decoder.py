@@ -14,7 +14,7 @@ from lab import models
 from lab.models.axes import partition_spec
 from lab.models.weight import is_record
 
-SCALARS = {"embedding": 1.3, "residual": 0.7, "attention": 1.1, "readout": 0.9}
+MULTIPLIERS = {"embedding": 1.3, "residual": {"branch": 0.7}, "attention": 1.1, "readout": 0.9}
 
 # Every pair of values of two options occurs in some row (rows of an orthogonal-like array, extended by hand).
 
@@ -79,11 +79,11 @@ def test_logits_and_loss_equal_the_reference(changes):
 
         @jax.jit
         def everything(w):
-            nll = model.nll(w, tokens, SCALARS)
-            return model.logits(w, tokens[:, :-1], SCALARS), model.loss(w, tokens, SCALARS, 0.01), nll
+            nll = model.nll(w, tokens, MULTIPLIERS)
+            return model.logits(w, tokens[:, :-1], MULTIPLIERS), model.loss(w, tokens, MULTIPLIERS, 0.01), nll
 
         ours, (total, parts), nll = everything(weights)
-    expected = reference.logits(config, weights, tokens[:, :-1], SCALARS)
+    expected = reference.logits(config, weights, tokens[:, :-1], MULTIPLIERS)
     nats, log_z = reference.nats_and_log_z(expected, tokens[:, 1:])
     assert ours.dtype == np.float64
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
@@ -101,11 +101,11 @@ def test_gradient_equals_finite_differences(name):
     with jax.enable_x64(True):
         model = models.build(config)
         weights = perturbed(model)
-        gradient = jax.jit(jax.grad(lambda w: model.loss(w, tokens, SCALARS, 0.01)[0]))(weights)
+        gradient = jax.jit(jax.grad(lambda w: model.loss(w, tokens, MULTIPLIERS, 0.01)[0]))(weights)
 
     def loss(weights):
         nats, log_z = reference.nats_and_log_z(
-            reference.logits(config, weights, tokens[:, :-1], SCALARS), tokens[:, 1:]
+            reference.logits(config, weights, tokens[:, :-1], MULTIPLIERS), tokens[:, 1:]
         )
         return nats.sum() + 0.01 * (log_z**2).sum()
 
@@ -124,7 +124,7 @@ def test_a_future_token_changes_no_past_logit():
     with jax.enable_x64(True):
         model = models.build(config)
         weights = perturbed(model)
-        logits = jax.jit(lambda t: model.logits(weights, t, SCALARS))
+        logits = jax.jit(lambda t: model.logits(weights, t, MULTIPLIERS))
         before = np.asarray(logits(tokens))
         for position in (1, 63, 64, 65, 69):
             changed = tokens.copy()
@@ -143,7 +143,7 @@ def test_remat_and_unroll_change_neither_weights_nor_results(changes):
     jax.tree.map(np.testing.assert_array_equal, weights, other.init(jax.random.key(4)))
     weights = jax.tree.map(lambda w: 0.3 * w, weights)
     ours, theirs = (
-        jax.jit(jax.value_and_grad(lambda w, m=model: m.loss(w, tokens, SCALARS, 0.0)[0]))(weights)
+        jax.jit(jax.value_and_grad(lambda w, m=model: m.loss(w, tokens, MULTIPLIERS, 0.0)[0]))(weights)
         for model in (one, other)
     )
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
@@ -155,12 +155,12 @@ def test_bfloat16_compute_gives_float32_logits_near_those_of_float32():
     model, half = models.build(model_config()), models.build(model_config(compute_dtype="bfloat16"))
     weights = jax.tree.map(lambda w: jnp.asarray(0.3 * w), model.init(jax.random.key(0)))
     full, rough = (
-        np.asarray(jax.jit(lambda w, m=m: m.logits(w, tokens[:, :-1], SCALARS))(weights)) for m in (model, half)
+        np.asarray(jax.jit(lambda w, m=m: m.logits(w, tokens[:, :-1], MULTIPLIERS))(weights)) for m in (model, half)
     )
     assert rough.dtype == np.float32
     error = np.sqrt(np.mean((full - rough) ** 2) / np.mean(full**2))
     assert 1e-4 < error < 0.03
-    gradient = jax.jit(jax.grad(lambda w: half.loss(w, tokens, SCALARS, 0.0)[0]))(weights)
+    gradient = jax.jit(jax.grad(lambda w: half.loss(w, tokens, MULTIPLIERS, 0.0)[0]))(weights)
     assert all(g.dtype == np.float32 for g in jax.tree.leaves(gradient))
 
 
@@ -172,7 +172,7 @@ def test_a_mesh_changes_no_loss_and_no_gradient():
     with jax.enable_x64(True):
         model = models.build(config)
         weights = perturbed(model)
-        step = jax.jit(jax.value_and_grad(lambda w, t: model.loss(w, t, SCALARS, 0.01)[0]))
+        step = jax.jit(jax.value_and_grad(lambda w, t: model.loss(w, t, MULTIPLIERS, 0.01)[0]))
         places = jax.tree.map(
             lambda r: NamedSharding(mesh, partition_spec(r, mesh.shape)), model.records(), is_leaf=is_record
         )

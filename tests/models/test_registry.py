@@ -50,12 +50,12 @@ class Bigram(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, tokens_BT, scalars):
+    def __call__(self, tokens_BT, multipliers):
         down = {"vocab": self.vocab_size, "embed": self.width}
         table = weight.declare(self, "embedding", down, role="embedding", fan_in=(0,), fan_out=(1,), width=(1,))
         up = {"embed": self.width, "vocab": self.vocab_size}
         readout = weight.declare(self, "readout", up, role="readout", fan_in=(0,), fan_out=(1,), width=(0,))
-        return jnp.take(table, tokens_BT.reshape(-1), axis=0) @ readout * scalars["readout"]
+        return jnp.take(table, tokens_BT.reshape(-1), axis=0) @ readout * multipliers["readout"]
 
 
 def test_a_kind_of_the_users_own(monkeypatch):
@@ -68,11 +68,12 @@ def test_a_kind_of_the_users_own(monkeypatch):
     config = model_config(kind="bigram", width=32)
     model = models.build(config)
     found = parametrization.scales(config, parametrization_config(name="mup"), "adam")
-    assert found.forward == {"embedding": 1.0, "readout": 0.5}
+    forward = {name: factors["forward"] for name, factors in found.multipliers["weights"].items()}
+    assert forward == {"embedding": 1.0, "readout": 0.5}
     weights = model.init(jax.random.key(0))
     tokens = np.arange(14, dtype=np.int32).reshape(2, 7)
-    total, parts = model.loss(weights, tokens, found.scalars, 0.0)
-    logits = weights["embedding"][tokens[:, :-1]] @ weights["readout"]
+    total, parts = model.loss(weights, tokens, found.multipliers, 0.0)
+    logits = weights["embedding"][tokens[:, :-1]] @ weights["readout"] / 2
     expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], -1).sum()
     np.testing.assert_allclose([total, parts["nll"]], expected, rtol=1e-5)
     table = 32 * config.vocab_size

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from lab.config import default_config, override
+from lab.models.weight import Record
 from lab.optim import optimizers
 
 RATES = (0.1, 0.03, 0.02, 0.05, 0.01, 0.2)
@@ -39,13 +40,15 @@ def ours(name, clip_norm, decay, scale=1.0):
     hyper = jax.tree.map(jnp.float32, optimizers.hyperparameters(override(default_config(), changes)))
     found, compilations = weights(), 0
     scales = {key: jax.tree.map(lambda _: jnp.float32(scale), found) for key in ("learning_rate", "weight_decay")}
+    scales["epsilon"] = jax.tree.map(lambda _: jnp.float32(1), found)
+    records = jax.tree.map(lambda w: Record(w.shape, ("x",) * w.ndim, (), (), (), None, "hidden"), found)
     state = optimizers.init(name, found)
 
     @jax.jit
     def update(hyper, row, gradient, state, weights):
         nonlocal compilations
         compilations += 1
-        return optimizers.update(name, hyper, row, scales, gradient, state, weights)
+        return optimizers.update(name, hyper, row, scales, records, gradient, state, weights)
 
     for rate, gradient in zip(RATES, gradients(), strict=True):
         row = {"learning_rate": jnp.float32(rate), "weight_decay": jnp.float32(decay)}

@@ -154,7 +154,7 @@ def summed_loss_and_gradient():
     model = models.build(cfg.model)
 
     def loss(weights, tokens):
-        return model.nll(jax.tree.map(lambda w, m: w * m, weights, scales.forward), tokens, scales.scalars)
+        return model.nll(weights, tokens, scales.multipliers)
 
     return jax.jit(jax.value_and_grad(loss))
 
