@@ -1,0 +1,319 @@
+"""Does the best value of a hyperparameter stay where it is as a size of the model or of the training grows?
+
+What the transfer experiments share: the tiny setting (so that they share runs), sweeps over a grid of learning rates,
+and three statistics of the losses L of a table of runs:
+
+    optima   per size, lr* of the least-squares parabola of ln L in ln lr about the lowest seed mean (two steps of the
+             grid to either side, see `lab.laws.regret`). A lowest mean at an end of the grid is no optimum.
+    drift    the slope of ln lr* on ln size, by ordinary least squares over sizes that have an optimum.
+    regret   ln L at the largest size, at the smallest size's lr*, less ln L at the largest size's own lr*.
+
+Intervals come from copies of the losses. A copy of a size has its parabola plus residuals drawn with replacement from
+those of all sizes (enlarged by sqrt(n / (n - k)), n residuals of k constants), which hold what a parabola cannot
+follow and the seeds' noise between neighbouring rates; and the mean of its seeds under Dirichlet weights (Rubin 1981)
+in place of the plain mean, enlarged to the variance of a mean of so few, which adds what a seed tilts smoothly. The
+noise of seeds is then in both, so intervals are wide rather than short. Every statistic is computed again from every
+copy; the level is 95 %.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from lab.config import default_config, override
+from lab.errors import ResultsError
+from lab.laws.bootstrap import Interval, no_interval, percentile_interval
+from lab.sweep.axes import Point, axis, product
+from lab.sweep.experiment import Results, edge_points
+
+RATE = "optimizer.learning_rate"
+LEVEL, COPIES, SEED = 0.95, 400, 0
+CONFIG = ("model.", "parametrization.", "optimizer.", "schedule.", "loss.", "run.")  # what a point of a sweep may set
+
+
+def base(**changes: Any) -> ConfigDict:
+    """The tiny setting of every transfer experiment: two layers, 256 updates of 512 tokens, rate falling to zero.
+
+    Heads stay four, so that the head width grows with the width; nothing is clipped, which would hide a rate too high.
+    """
+    fixed = {
+        "model.depth": 2,
+        "model.sequence_length": 64,
+        "parametrization.base_width": 32,
+        "parametrization.base_depth": 2,
+        "optimizer.beta2": 0.95,
+        "optimizer.clip_norm": 0.0,
+        "schedule.name": "linear",
+        "schedule.warmup_tokens": 8192,
+        "run.horizon_tokens": 131072,
+        "run.batch_tokens": 512,
+        "evaluation.points": 2,
+        "evaluation.first_tokens": 65536,
+        "evaluation.sequences": 256,
+        "execution.microbatch_tokens": 512,
+        "execution.noise_probe_ticks": 0,
+    }
+    return override(default_config(), {**fixed, **changes})
+
+
+def smoke_base(**changes: Any) -> ConfigDict:
+    """Seconds, on a synthetic corpus, so that nothing has to be prepared: checks the path, decides nothing."""
+    fixed = {
+        "model.sequence_length": 16,
+        "model.depth": 1,
+        "parametrization.base_width": 8,
+        "parametrization.base_depth": 1,
+        "schedule.warmup_tokens": 256,
+        "data.corpus": "synthetic",
+        "run.horizon_tokens": 2048,
+        "run.batch_tokens": 128,
+        "evaluation.first_tokens": 2048,
+        "evaluation.points": 1,
+        "evaluation.sequences": 16,
+        "execution.microbatch_tokens": 128,
+    }
+    return base(**{**fixed, **changes})
+
+
+def rates(centre: float, below: int, above: int, ratio: float = 2.0) -> list[Point]:
+    """Learning rates from `below` steps under `centre` to `above` steps over it."""
+    return axis(RATE, [float(f"{centre * ratio**step:.4g}") for step in range(-below, above + 1)])
+
+
+def seeds(count: int) -> list[Point]:
+    """Pairs of initial weights and data order, the same at every size."""
+    return [{"run.seed": seed, "run.data_seed": seed} for seed in range(count)]
+
+
+def family(sizes: Sequence[Point], grid: Sequence[Point], count: int) -> list[Point]:
+    """Every size at every rate of one grid and under every seed."""
+    return product(list(sizes), seeds(count), list(grid))
+
+
+class Statistic(NamedTuple):
+    """A number and its interval; NaN, with the reason in the interval, where it cannot be had."""
+
+    value: float
+    interval: Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Valley:
+    """Losses of one group against the knob.
+
+    Attributes:
+      group: values of the columns that name it.
+      knob: values tried, rising, [n]; log_loss: ln of the mean over seeds, [n], infinite where a seed diverged.
+      by_seed: log losses less their mean, [seeds, n]; 0 where a seed was not trained or diverged.
+      edge: "low" or "high" where the lowest mean lies at that end of what was tried, else "".
+      at, least: ln of the best knob and of the loss there; NaN without an optimum, for the `reason`.
+      fitted: the parabola at the knobs that it was fitted to, [n]; NaN at others.
+    """
+
+    group: tuple
+    knob: np.ndarray
+    log_loss: np.ndarray
+    by_seed: np.ndarray
+    edge: str
+    at: float
+    least: float
+    fitted: np.ndarray
+    reason: str
+
+
+def lowest(knob: np.ndarray, log_loss: np.ndarray) -> tuple[float, float, str, str]:
+    """(ln best knob, ln loss there, edge, reason) of mean losses [n]; NaN where there is no optimum."""
+    from lab.laws.regret import regret as height
+
+    finite = np.flatnonzero(np.isfinite(log_loss))
+    if not len(finite):
+        return np.nan, np.nan, "low", f"every run diverged: try values below {knob[0]:.3g}"
+    best = finite[np.argmin(log_loss[finite])]
+    if best == 0:
+        return np.nan, np.nan, "low", f"the lowest loss is at the lowest value tried, {knob[0]:.3g}: extend below"
+    if best == len(knob) - 1:
+        return np.nan, np.nan, "high", f"the lowest loss is at the highest value tried, {knob[-1]:.3g}: extend above"
+    found = height({"knob": knob}, np.exp(log_loss), {"knob": knob[best]})
+    if found.method != "surface":
+        return np.nan, np.nan, "", found.reason
+    return float(np.log(found.best["knob"])), float(np.log(found.loss)), "", ""
+
+
+def excess(knob: np.ndarray, log_loss: np.ndarray, at: float) -> float:
+    """ln loss at `at` (ln knob) less that at the best: of the parabola near it, else between neighbours on the grid."""
+    from lab.laws.regret import regret as height
+
+    _, least, _, reason = lowest(knob, log_loss)
+    if reason or not np.log(knob[0]) <= at <= np.log(knob[-1]):
+        return np.nan
+    found = height({"knob": knob}, np.exp(log_loss), {"knob": np.exp(at)})
+    if found.method == "surface":
+        return found.excess
+    near = np.searchsorted(np.log(knob), at)
+    low, high = np.log(knob[near - 1]), np.log(knob[near])
+    share = (at - low) / (high - low)
+    return float((1 - share) * log_loss[near - 1] + share * log_loss[near] - least)
+
+
+def ended(table: Any) -> Any:
+    """Runs that ended; the loss of one that diverged is infinite."""
+    rows = table[table["status"].isin(["finished", "diverged"])]
+    return rows.assign(loss=rows["loss"].where(rows["status"] == "finished", np.inf))
+
+
+def valleys(table: Any, by: Sequence[str], knob: str = RATE) -> list[Valley]:
+    """The losses of every group of runs with equal `by` columns, in the order of these."""
+    return [valley(group, rows, knob) for group, rows in ended(table).groupby(list(by))]
+
+
+def valley(group: tuple, rows: Any, knob: str) -> Valley:
+    """One group's. Raises ResultsError where runs of one seed and value differ in something that `by` does not name."""
+    if rows.duplicated([knob, "run.seed"]).any():
+        raise ResultsError(f"{group}: found several runs of one {knob} and seed, expected groups that tell them apart")
+    wide = rows.pivot(index="run.seed", columns=knob, values="loss").sort_index(axis=1)
+    tried, losses = wide.columns.to_numpy(float), np.log(wide.to_numpy(float))
+    mean = np.nanmean(losses, axis=0)  # a seed that an interrupted sweep lacks is left out, a diverged one is infinite
+    with np.errstate(invalid="ignore"):
+        deviations = losses - mean
+    at, least, edge, reason = lowest(tried, mean)
+    fitted = np.full(len(tried), np.nan) if reason else parabola(tried, mean, least)
+    deviations = np.where(np.isfinite(deviations), deviations, 0.0)
+    return Valley(group, tried, mean, deviations, edge, at, least, fitted, reason)
+
+
+def parabola(knob: np.ndarray, log_loss: np.ndarray, least: float) -> np.ndarray:
+    """The parabola of `lowest` at the knobs that it was fitted to, [n]; NaN at others."""
+    from lab.laws.regret import regret as height
+
+    found = [height({"knob": knob}, np.exp(log_loss), {"knob": value}) for value in knob]
+    return np.array([least + f.excess if f.method == "surface" else np.nan for f in found])
+
+
+def residuals(found: Sequence[Valley]) -> np.ndarray:
+    """Of all parabolas, enlarged to the variance of the noise; a single zero where they have no degrees of freedom."""
+    fits = [v for v in found if not v.reason]
+    left = np.concatenate([np.zeros(0)] + [(v.log_loss - v.fitted)[np.isfinite(v.fitted)] for v in fits])
+    freedom = len(left) - 3 * len(fits)
+    return left * np.sqrt(len(left) / freedom) if freedom > 0 else np.zeros(1)
+
+
+def copies(found: Valley, pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Log losses with noise, [COPIES, n], as the module's text says."""
+    count = len(found.by_seed)
+    weights = rng.dirichlet(np.ones(count), COPIES)
+    tilts = weights @ found.by_seed * (np.sqrt((count + 1) / (count - 1)) if count > 1 else 0.0)
+    drawn = rng.choice(pool, (COPIES, len(found.knob)))
+    return np.where(np.isfinite(found.fitted), found.fitted + drawn, found.log_loss) + tilts
+
+
+def optima(table: Any, by: Sequence[str], knob: str = RATE) -> Any:
+    """The best value of the knob of every group, a frame with a row per group.
+
+    Columns: those of `by`; `best` (of the knob) and its interval `low`, `high`; `loss` at the best, nats per token;
+    `edge` ("", "low", "high": which way to extend the grid) and `reason`, why there is no optimum (`best` is NaN); the
+    `rates` tried; `samples`, ln best of every copy (NaN: none), for the statistics below and not for tables.
+    """
+    import pandas
+
+    found = valleys(table, by, knob)
+    pool, rng, rows = residuals(found), np.random.default_rng(SEED), []
+    for one in found:
+        samples = np.full(COPIES, np.nan)
+        if not one.reason:
+            samples = np.array([lowest(one.knob, copy)[0] for copy in copies(one, pool, rng)])
+        interval = percentile_interval(samples, LEVEL) if not one.reason else no_interval(one.reason, LEVEL)
+        rows.append(
+            {
+                **dict(zip(by, one.group)),
+                "best": np.exp(one.at),
+                "low": np.exp(interval.low),
+                "high": np.exp(interval.high),
+                "loss": np.exp(one.least),
+                "edge": one.edge,
+                "reason": one.reason or interval.reason,
+                "rates": len(one.knob),
+                "samples": samples,
+            }
+        )
+    return pandas.DataFrame(rows)
+
+
+def shown(optima: Any) -> Any:
+    """The frame of `optima` as a table of a report."""
+    return optima.drop(columns="samples")
+
+
+def drift(optima: Any, size: str = "model.width") -> Statistic:
+    """Slope of ln best on ln size over the rows that have an optimum, and its 95 % interval.
+
+    `optima` has one row per size: filter it first. Unknown with fewer than two optima.
+    """
+    rows = optima[np.isfinite(optima["best"])]
+    if rows[size].nunique() < 2:
+        why = "; ".join(f"{size} {row[size]:g}: {row['reason']}" for _, row in optima.iterrows() if row["reason"])
+        return Statistic(np.nan, no_interval(f"fewer than two sizes have an optimum: {why}", LEVEL))
+    x = np.log(rows[size].to_numpy(float))
+    pull = (x - x.mean()) / np.square(x - x.mean()).sum()
+    samples = pull @ np.stack(rows["samples"].to_list())
+    return Statistic(float(pull @ np.log(rows["best"])), percentile_interval(samples, LEVEL))
+
+
+def regret(table: Any, optima: Any, size: str = "model.width", knob: str = RATE) -> Statistic:
+    """Excess ln loss (0.001: a tenth of a percent) at the largest size when it trains at the smallest size's best.
+
+    `table` and `optima` are of one family: one group of runs per size. Unknown where the smallest or the largest size
+    has no optimum, or the smallest's lies outside of what the largest tried.
+    """
+    first, last = (optima.loc[optima[size] == end].iloc[0] for end in (optima[size].min(), optima[size].max()))
+    for row in (first, last):
+        if not np.isfinite(row["best"]):
+            return Statistic(np.nan, no_interval(f"{size} {row[size]:g}: {row['reason']}", LEVEL))
+    found = valleys(table, [size], knob)
+    largest, at = found[-1], np.log(first["best"])
+    value = excess(largest.knob, largest.log_loss, at)
+    if not np.isfinite(value):
+        tried = f"{largest.knob[0]:.3g} to {largest.knob[-1]:.3g}"
+        return Statistic(np.nan, no_interval(f"the best of the smallest size lies outside of {tried}", LEVEL))
+    noisy = copies(largest, residuals(found), np.random.default_rng(SEED + 1))
+    samples = [excess(largest.knob, copy, to) for copy, to in zip(noisy, first["samples"])]
+    return Statistic(value, percentile_interval(np.array(samples), LEVEL))
+
+
+def edges(optima: Any, by: Sequence[str]) -> list[str]:
+    """A sentence for each group that has no optimum: what a reader must know, and which way to extend."""
+    named = ((", ".join(f"{key} {row[key]}" for key in by), row["reason"]) for _, row in optima.iterrows())
+    return [f"no optimum at {name}: {reason}" for name, reason in named if reason]
+
+
+def extend(results: Results, by: Sequence[str], knob: str = RATE) -> list[Point]:
+    """One more value of the knob, under every seed, for each group whose best lies on the edge of what was tried."""
+    rows = ended(results.table)
+    return list(_further(rows, valleys(rows, by, knob), by, knob, results.settings.get("limits", (1e-6, 10.0))))
+
+
+def _further(
+    rows: Any, found: Sequence[Valley], by: Sequence[str], knob: str, limits: tuple[float, float]
+) -> Iterator[Point]:
+    tried = {v.group: v.knob.tolist() for v in found if v.edge}
+    best = {v.group: v.knob[0 if v.edge == "low" else -1] for v in found if v.edge}
+    keys = [key for key in rows.columns if key.startswith(CONFIG) and key != knob]
+    for group, value in edge_points(best, tried, limits).items():
+        mine = functools.reduce(lambda kept, pair: kept[kept[pair[0]] == pair[1]], zip(by, group), rows)
+        for point in mine.drop_duplicates("run.seed")[keys].to_dict("records"):
+            yield {**{key: plain(value) for key, value in point.items()}, knob: value}
+
+
+def plain(value: Any) -> Any:
+    """A table's number as a Python number."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def of(table: Any, where: Mapping[str, Any]) -> Any:
+    """The rows whose columns have these values."""
+    return functools.reduce(lambda kept, pair: kept[kept[pair[0]] == pair[1]], where.items(), table)
