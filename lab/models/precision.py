@@ -1,8 +1,12 @@
 """What is cast on its way into a dense product, and how: a policy is one object, and a model names one.
 
 A policy has `cast(x, kind)`, kind being "activation", "weight" or "gradient"; it returns x's dtype, holding only values
-that the format has. Scale rules belong to it: those here have none, because unit-scaled tensors need none. Casts are
-emulated by rounding to the format and back, on every backend; the product itself stays in the model's dtype.
+that the format has. Scale rules belong to it: those here have none, because unit-scaled tensors need none.
+
+A product is written of operands rounded to the format and back, which emulates it where the hardware has no such
+products. Where it has, the compiler sees through that: compiled for tpu7x, the matrix unit's operands are FP8; for H200
+they lie in memory as FP8, and the choice of the product is left to autotuning on the GPU (both static, no such chip at
+hand).
 """
 
 from __future__ import annotations
