@@ -94,6 +94,7 @@ def default_config() -> ConfigDict:
                 "points": 32,  # evaluations, log-spaced in tokens, the last one at the horizon
                 "first_tokens": 32768,
                 "sequences": 128,
+                "statistics": False,  # of tensors, with each evaluation and before the first update
             },
             "execution": {
                 "microbatch_tokens": 1024,
@@ -284,6 +285,8 @@ def meaning(cfg: ConfigDict) -> dict[str, Any]:
         if "width" not in find(cfg.parametrization.name).base:  # elsewhere 0 says how the base model follows its width
             resolved = architecture.resolve(cfg.model)
             flat |= {"model.head_width": resolved.head_width, "model.mlp_width": resolved.mlp_width}
+    if not cfg.evaluation.statistics:
+        unread.add("evaluation.statistics")
     compared = find(cfg.parametrization.name).base
     unread |= {f"parametrization.base_{size}" for size in ("width", "depth") if size not in compared}
     if not cfg.optimizer.weight_decay:
@@ -328,6 +331,7 @@ def shape(cfg: ConfigDict) -> dict[str, Any]:
     keep["averaging"] = cfg.averaging.name != "none"
     keep["microbatch_tokens"] = microbatch_tokens(cfg)
     keep["evaluation.sequences"] = cfg.evaluation.sequences
+    keep["evaluation.statistics"] = cfg.evaluation.statistics
     keep["data"] = cfg.data.to_dict()
     keep["execution"] = {k: v for k, v in flatten(cfg.execution).items() if k not in ("microbatch_tokens",)}
     return keep

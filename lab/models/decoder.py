@@ -72,4 +72,4 @@ def decoder(config, unroll: int | None = None) -> Model:
     architecture = resolve(config)
     if unroll is None:
         unroll = architecture.depth if jax.default_backend() == "cpu" else 1
-    return Model(Decoder(architecture, unroll), architecture.vocab_size, architecture.depth)
+    return Model(Decoder(architecture, unroll), architecture.vocab_size, architecture.depth, architecture.precision)

@@ -38,12 +38,15 @@ class Model:
     - `weights`: for each weight a dict of `forward`, `backward`, `gradient`: factors of its product, of the gradient of
       the product's input, and of the weight's own gradient (see `lab.models.scaling.product`).
 
+    `precision` names the policy of `lab.models.precision` by which operands of dense products are cast.
+
     Equal configs give equal models, and a model hashes, so that it can be a static argument of jit.
     """
 
     module: nn.Module
     vocab_size: int
     depth: int = 1
+    precision: str = "none"
 
     def _init(self):
         return self.module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32), self._whole({})[0])

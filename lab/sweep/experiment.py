@@ -43,16 +43,19 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What an analysis reads: the table, one row per run, and each run's evaluations.
+    """What an analysis reads: the table, one row per run, each run's evaluations, and its statistics.
 
     `table` has columns `run`, `status`, every config key by its dotted name, and what the record says (`steps`,
     `tokens`, `epochs`, `loss`, `parameters`, ...). `evaluations(run)` is a frame of `step`, `tokens`,
-    `loss` (of the averaged weights where the run keeps an average) and the cumulative noise sums.
+    `loss` (of the averaged weights where the run keeps an average) and the cumulative noise sums. `statistics(run)` is
+    a frame of `step`, `tensor`, `kind`, `layer` and the numbers of `lab.train.statistics`, from before the first update
+    on; ResultsError for a run whose config does not ask for them.
     """
 
     table: Any
     evaluations: Callable[[str], Any]
     settings: Mapping[str, Any]
+    statistics: Callable[[str], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

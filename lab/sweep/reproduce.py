@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,7 +104,18 @@ def results(study: Study, runs: Sequence[Run]) -> Results:
         errors = rows["error"].dropna().unique() if "error" in rows else []
         first = f"; the first error: {errors[0]}" if len(errors) else ""
         raise ResultsError(f"{study.experiment.id}: no run has finished{first}")
-    return Results(rows, lambda run: study.store.curves(run).read("evaluations"), study.sweep.settings)
+    evaluations = lambda run: study.store.curves(run).read("evaluations")  # noqa: E731
+    return Results(rows, evaluations, study.sweep.settings, partial(read_statistics, study.store))
+
+
+def read_statistics(store: RunStore, run: str) -> Any:
+    """What `Results.statistics` says."""
+    from lab.train import statistics
+
+    curves = store.curves(run)
+    if "statistics" not in curves.fields:
+        raise ResultsError(f"run {run} has no statistics of tensors: set evaluation.statistics=true and train it")
+    return statistics.frame(curves.read("statistics"))
 
 
 def report(study: Study, analysis: Analysis, runs: Sequence[Run], corpus: Any | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lab.optim import optimizers
 from lab.parametrization.scales import TREES
+from lab.train import statistics
 from lab.train.sharding import BATCH, batch_devices, state_shardings
 from lab.train.step import METRICS, RunState, Step
 
@@ -137,6 +138,20 @@ class Executor:
         def one(tokens, state, live, hyper):
             nothing = jnp.full((), jnp.nan, jnp.float32)
             return jax.lax.cond(live, lambda: self.step.evaluate(state, tokens, hyper), lambda: nothing)
+
+        return jax.jit(self.over_runs(one, 1), out_shardings=self.sharding("run"))
+
+    @cached_property
+    def statistics(self) -> Any:
+        """(tokens [B, T+1], states, live, hyper) -> [slots, tensors and layers, statistics], NaN where not live.
+
+        Of the weights that train, not of their average; see `lab.train.statistics`.
+        """
+
+        def one(tokens, state, live, hyper):
+            found = partial(statistics.measure, self.step.model, state.weights, tokens, hyper["multipliers"])
+            nothing = jnp.full(jax.eval_shape(found).shape, jnp.nan, jnp.float32)
+            return jax.lax.cond(live, found, lambda: nothing)
 
         return jax.jit(self.over_runs(one, 1), out_shardings=self.sharding("run"))
 

@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from lab import models
 from lab.config import microbatch_tokens
 from lab.files import write_npz
 from lab.models import counts
+from lab.train import statistics
 from lab.train.checkpoint import Checkpointer
 from lab.train.pack import CHUNK_TICKS, EVALUATIONS, Member, Pack
 from lab.train.sharding import names
@@ -86,11 +88,11 @@ def rows_are_there(store: RunStore, pack: Pack) -> bool:
         if member.run in pack.left:
             return False  # it had ended, but its record is gone
         curves = store.curves(member.run, layout(member))
-        evaluated = sum(tick <= pack.tick for tick in member.evaluation_ticks)
+        written = _evaluated(member, pack.tick)
         trained = steps[member.run]
         if diverged[member.run]:  # nothing is written after the step that diverged
             trained = min(trained, -(-diverged[member.run] // member.accumulation))
-        for name, rows in (("train", trained), ("evaluations", evaluated)):
+        for name, rows in {"train": trained, **written}.items():
             if int((curves.read(name).index < rows).sum()) < rows:
                 return False
     return True
@@ -110,10 +112,13 @@ class _Loop:
         self.saved_at, self.saved_tick = time.monotonic(), pack.tick
         for member in pack.live:  # rows that a process wrote after its last checkpoint, perhaps on other hardware
             self.curves[member.run].forget("train", self.steps[member.run])
-            self.curves[member.run].forget("evaluations", sum(tick <= pack.tick for tick in member.evaluation_ticks))
+            for name, rows in _evaluated(member, pack.tick).items():
+                self.curves[member.run].forget(name, rows)
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """A checkpoint at a tick is saved after the evaluation of that tick, so that a resume goes on behind it."""
+        if self.pack.tick == 0:
+            self.write_statistics({member.run: 0 for member in self.pack.live})
         while self.pack.live:
             boundary = min(t for m in self.pack.live for t in m.evaluation_ticks if t > self.pack.tick)
             self.chunk(boundary)
@@ -179,6 +184,7 @@ class _Loop:
         """Evaluates the members that are due, and lets go of those that are finished or diverged."""
         due = {member.run for member in self.pack.live if tick in member.evaluation_ticks}
         rows = self.pack.evaluate(due)
+        self.write_statistics({run: 1 + self.pack.members[run].evaluation_ticks[tick] for run in due})
         diverged = dict(zip(self.pack.slots, np.asarray(self.pack.state.diverged).tolist()))
         gone = set()
         for run in due:
@@ -189,6 +195,12 @@ class _Loop:
                 gone.add(run)
         if gone:
             self.pack.drop(gone)
+
+    def write_statistics(self, places: dict[str, int]) -> None:
+        """The statistics of these runs, at the rows that `places` says, where the config asks for them."""
+        if self.pack.cfg.evaluation.statistics:
+            for run, row in self.pack.statistics(set(places)).items():
+                self.curves[run].write("statistics", places[run], row)
 
     def finish(self, member: Member, last: dict[str, float], diverged: int) -> None:
         """The run's weights, then its record: a run with a record is whole."""
@@ -228,9 +240,20 @@ class _Loop:
         self.saved_at, self.saved_tick = time.monotonic(), self.pack.tick
 
 
+def _evaluated(member: Member, tick: int) -> dict[str, int]:
+    """How many rows evaluations have written by a tick, by the name of the curve."""
+    rows = sum(due <= tick for due in member.evaluation_ticks)
+    return {"evaluations": rows} | ({"statistics": 1 + rows} if member.cfg.evaluation.statistics else {})
+
+
 def layout(member: Member) -> dict[str, Any]:
     """Rows and columns of a run's curves."""
-    return {
+    evaluations = len(member.evaluation_ticks)
+    curves = {
         "train": {"rows": member.timeline.steps, "fields": list(TRAIN), "dtype": "float64"},
-        "evaluations": {"rows": len(member.evaluation_ticks), "fields": list(EVALUATIONS), "dtype": "float64"},
+        "evaluations": {"rows": evaluations, "fields": list(EVALUATIONS), "dtype": "float64"},
     }
+    if member.cfg.evaluation.statistics:
+        fields = list(statistics.columns(models.build(member.cfg.model)))
+        curves["statistics"] = {"rows": 1 + evaluations, "fields": fields, "dtype": "float64"}
+    return curves

@@ -19,6 +19,7 @@ from lab.config import microbatch_tokens
 from lab.errors import ConfigError
 from lab.optim import optimizers
 from lab.optim.timeline import Timeline, evaluation_steps, timeline
+from lab.train import statistics
 from lab.train.checkpoint import Checkpointer
 from lab.train.executor import Executor, executor
 from lab.train.sharding import batch_devices, make_mesh
@@ -238,6 +239,14 @@ class Pack:
             for i, run in enumerate(self.slots)
             if run in runs
         }
+
+    def statistics(self, runs: set[str]) -> dict[str, np.ndarray]:
+        """One row of `lab.train.statistics.columns` for each of `runs`, on the first validation sequences."""
+        first = self.validation.reshape(-1, self.sequence_length + 1)[: statistics.SEQUENCES]
+        tokens = self.executor.put_tokens(first)
+        found = np.asarray(self.executor.statistics(tokens, self.state, self.mask(runs), self.hyper))
+        steps = np.asarray(self.state.step)
+        return {run: np.append(steps[i], found[i].ravel()) for i, run in enumerate(self.slots) if run in runs}
 
     def weights(self, run: str) -> dict[str, Any]:
         """A run's weights and, where it keeps one, their average."""
