@@ -10,12 +10,12 @@ import difflib
 from collections.abc import Iterable
 
 from lab.errors import ConfigError
+from lab.models.precision import POLICIES
 
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("gelu", "silu", "relu")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float64")
 REMATS = ("none", "full")
-PRECISIONS = ("none", "fp16", "fp8")  # policies of `lab.models.precision`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def resolve(config) -> Architecture:
     one_of("model.norm", fields["norm"], NORMS)
     one_of("model.activation", fields["activation"], ACTIVATIONS)
     one_of("model.compute_dtype", fields["compute_dtype"], COMPUTE_DTYPES)
-    one_of("model.precision", fields["precision"], PRECISIONS)
+    one_of("model.precision", fields["precision"], POLICIES)
     one_of("model.remat", fields["remat"], REMATS)
     for key in ("width", "depth", "heads", "kv_heads", "sequence_length", "vocab_size"):
         if fields[key] < 1:

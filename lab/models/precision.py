@@ -1,12 +1,13 @@
-"""What is cast on its way into a dense product, and how: a policy is one object, and a model names one.
+"""What is cast on its way into a dense product, and how: a policy is one object, and `model.precision` names one.
 
-A policy has `cast(x, kind)`, kind being "activation", "weight" or "gradient"; it returns x's dtype, holding only values
-that the format has. Scale rules belong to it: those here have none, because unit-scaled tensors need none.
+Scale rules belong to the policy. Those here have none, because unit-scaled tensors need none; one that scales a tensor
+into its format's range by its largest value of the moment, or gradients by a constant (loss scaling), casts and divides
+by the scale again, and is added as `POLICIES["mine"] = Mine()`. Static factors of a weight's products (unit scaling,
+muS) are the parametrization's. A scale that follows from earlier steps (delayed scaling) would need state, which no
+policy has. Casts are emulated by rounding to the format and back, on every backend; the product itself stays in the
+model's dtype.
 
-A product is written of operands rounded to the format and back, which emulates it where the hardware has no such
-products. Where it has, the compiler sees through that: compiled for tpu7x, the matrix unit's operands are FP8; for H200
-they lie in memory as FP8, and the choice of the product is left to autotuning on the GPU (both static, no such chip at
-hand).
+No jax at import: `lab plan` checks names here.
 """
 
 from __future__ import annotations
@@ -14,17 +15,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol
 
-import jax.numpy as jnp
-
-KINDS = ("activation", "weight", "gradient")
-
 
 class Policy(Protocol):
-    """How operands of dense products are rounded."""
+    """How operands of dense products are rounded. Kinds are "activation", "weight" and "gradient"."""
 
-    def cast(self, x, kind: str): ...
+    def cast(self, x, kind: str):
+        """x, of any shape, rounded as an operand of this kind; in x's dtype."""
 
-    def format(self, kind: str) -> str | None: ...
+    def format(self, kind: str) -> str | None:
+        """The name of the format of a kind of operand; None where the policy leaves it as it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +35,21 @@ class Static:
     gradient: str | None = None
 
     def format(self, kind: str) -> str | None:
-        """The name of the format of a kind of operand."""
         return getattr(self, kind)
 
     def cast(self, x, kind: str):
-        """x with the values of the kind's format, in x's dtype. NaN stays NaN; infinity becomes the largest number."""
+        """To the nearest, ties to even. NaN stays NaN; infinity becomes the largest number.
+
+        bfloat16 holds every value of FP8, not of float16: those are rounded again on their way back.
+        """
+        import jax.numpy as jnp
+
         name = self.format(kind)
         if name is None:
             return x
-        most = jnp.asarray(jnp.finfo(name).max, x.dtype)
-        return jnp.clip(x, -most, most).astype(name).astype(x.dtype)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # bfloat16 rounds float16's largest number up
+        most = jnp.asarray(jnp.finfo(name).max, wide.dtype)
+        return jnp.clip(wide, -most, most).astype(name).astype(x.dtype)
 
 
 POLICIES: dict[str, Policy] = {
