@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +30,9 @@ from ml_collections import ConfigDict
 from lab.config import default_config, override
 from lab.errors import ResultsError
 from lab.laws.bootstrap import Interval, no_interval, percentile_interval
+from lab.report.findings import Claim, Finding, judge
 from lab.sweep.axes import Point, axis, product
-from lab.sweep.experiment import Results, edge_points
+from lab.sweep.experiment import Analysis, Results, edge_points
 
 RATE = "optimizer.learning_rate"
 LEVEL, COPIES, SEED = 0.95, 400, 0
@@ -38,9 +40,10 @@ CONFIG = ("model.", "parametrization.", "optimizer.", "schedule.", "loss.", "run
 
 
 def base(**changes: Any) -> ConfigDict:
-    """The tiny setting of every transfer experiment: two layers, 256 updates of 512 tokens, rate falling to zero.
+    """The tiny setting of every transfer experiment: two layers, 192 updates of 512 tokens, rate falling to zero.
 
-    Heads stay four, so that the head width grows with the width; nothing is clipped, which would hide a rate too high.
+    Heads stay four, so that the head width grows with the width; nothing is clipped, which would hide a rate too high;
+    runs are evaluated at their end alone.
     """
     fixed = {
         "model.depth": 2,
@@ -51,10 +54,10 @@ def base(**changes: Any) -> ConfigDict:
         "optimizer.clip_norm": 0.0,
         "schedule.name": "linear",
         "schedule.warmup_tokens": 8192,
-        "run.horizon_tokens": 131072,
+        "run.horizon_tokens": 98304,
         "run.batch_tokens": 512,
-        "evaluation.points": 2,
-        "evaluation.first_tokens": 65536,
+        "evaluation.points": 1,
+        "evaluation.first_tokens": 2**40,
         "evaluation.sequences": 256,
         "execution.microbatch_tokens": 512,
         "execution.noise_probe_ticks": 0,
@@ -73,8 +76,6 @@ def smoke_base(**changes: Any) -> ConfigDict:
         "data.corpus": "synthetic",
         "run.horizon_tokens": 2048,
         "run.batch_tokens": 128,
-        "evaluation.first_tokens": 2048,
-        "evaluation.points": 1,
         "evaluation.sequences": 16,
         "execution.microbatch_tokens": 128,
     }
@@ -216,8 +217,8 @@ def optima(table: Any, by: Sequence[str], knob: str = RATE) -> Any:
     """The best value of the knob of every group, a frame with a row per group.
 
     Columns: those of `by`; `best` (of the knob) and its interval `low`, `high`; `loss` at the best, nats per token;
-    `edge` ("", "low", "high": which way to extend the grid) and `reason`, why there is no optimum (`best` is NaN); the
-    `rates` tried; `samples`, ln best of every copy (NaN: none), for the statistics below and not for tables.
+    `edge` ("", "low", "high": which way to extend the grid) and `reason`, why there is no optimum (`best` is NaN) or no
+    interval; how many values were `tried`; `samples`, ln best of every copy (NaN: none), for the statistics below.
     """
     import pandas
 
@@ -237,16 +238,11 @@ def optima(table: Any, by: Sequence[str], knob: str = RATE) -> Any:
                 "loss": np.exp(one.least),
                 "edge": one.edge,
                 "reason": one.reason or interval.reason,
-                "rates": len(one.knob),
+                "tried": len(one.knob),
                 "samples": samples,
             }
         )
     return pandas.DataFrame(rows)
-
-
-def shown(optima: Any) -> Any:
-    """The frame of `optima` as a table of a report."""
-    return optima.drop(columns="samples")
 
 
 def drift(optima: Any, size: str = "model.width") -> Statistic:
@@ -285,10 +281,80 @@ def regret(table: Any, optima: Any, size: str = "model.width", knob: str = RATE)
     return Statistic(value, percentile_interval(np.array(samples), LEVEL))
 
 
-def edges(optima: Any, by: Sequence[str]) -> list[str]:
-    """A sentence for each group that has no optimum: what a reader must know, and which way to extend."""
-    named = ((", ".join(f"{key} {row[key]}" for key in by), row["reason"]) for _, row in optima.iterrows())
-    return [f"no optimum at {name}: {reason}" for name, reason in named if reason]
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Runs that differ in one size, in the knob and in seeds, and what they say: see the module's text.
+
+    `optima` and `valleys` have one row and one entry per size, rising; `slope` is `drift`, `cost` is `regret`.
+    """
+
+    name: str
+    size: str
+    optima: Any
+    valleys: Sequence[Valley]
+    slope: Statistic
+    cost: Statistic
+
+
+def study(name: str, rows: Any, size: str, knob: str = RATE) -> Family:
+    """Everything about the runs of one family. Raises ResultsError where none of them has ended."""
+    if ended(rows).empty:
+        raise ResultsError(f"{name}: no run has ended")
+    found = optima(rows, [size], knob)
+    return Family(name, size, found, valleys(rows, [size], knob), drift(found, size), regret(rows, found, size, knob))
+
+
+def verdict(claim: Claim, found: Family, what: str = "slope", shift: float = 0.0) -> Finding:
+    """The verdict on a claim about a family's "slope" or "cost", of which `shift` is taken off first.
+
+    A slope through fewer than three optima is not judged; sizes without one are named.
+    """
+    number, interval = getattr(found, what)
+    lost = [f"{found.size} {row[found.size]:g}: {row['reason']}" for _, row in missing(found.optima)]
+    few = len(found.optima) - len(lost) < 3 and what == "slope"
+    blocked = "; ".join(["fewer than three sizes have an optimum", *lost]) if few else ""
+    moved = dataclasses.replace(interval, low=interval.low - shift, high=interval.high - shift)
+    caveats = tuple(f"without {text}" for text in lost) if what == "slope" and not few else ()
+    return judge(claim, number - shift, moved, blocked, caveats)
+
+
+def missing(optima: Any) -> list[tuple[Any, Any]]:
+    """Rows that have no optimum, with their index."""
+    return list(optima[~np.isfinite(optima["best"])].iterrows())
+
+
+def report(title: str, found: Sequence[Family], findings: Sequence[Finding], results: Results) -> Analysis:
+    """The analysis of families: both statistics and every optimum as tables, edges as notes, the figure."""
+    import pandas
+
+    names = {"slope": "slope", "cost": "regret"}
+    lines = [
+        {"family": family.name, "size": family.size}
+        | {
+            f"{name}{end}": value
+            for what, name in names.items()
+            for end, value in zip(
+                ("", " low", " high"),
+                (getattr(family, what).value, *dataclasses.astuple(getattr(family, what).interval)[:2]),
+            )
+        }
+        for family in found
+    ]
+    each = [f.optima.drop(columns="samples").rename(columns={f.size: "at"}).assign(family=f.name) for f in found]
+    notes = [
+        f"no optimum for {family.name} at {family.size} {row[family.size]:g}: {row['reason']}"
+        for family in found
+        for _, row in missing(family.optima)
+    ]
+    subtitle = f"{results.table['data.corpus'].iloc[0]}, {len(results.table)} runs"
+
+    def draw(stem: Path) -> Path:
+        from experiments.transfer_figure import figure
+
+        return figure(stem, title, subtitle, found, findings)
+
+    tables = {"statistics": pandas.DataFrame(lines), "optima": pandas.concat(each, ignore_index=True)}
+    return Analysis(list(findings), tables, notes, draw)
 
 
 def extend(results: Results, by: Sequence[str], knob: str = RATE) -> list[Point]:
