@@ -1,8 +1,8 @@
 """The command line: one thin function per verb.
 
 Results go to standard output (with `--json`, one document and nothing else), progress and warnings to standard error.
-Exit codes: 0 done, 1 some runs failed, 2 something that the user can mend, 130 stopped and resumable, 141 the reader of
-the output went away.
+Exit codes: 0 done, 1 some runs failed or a check did not pass, 2 something that the user can mend, 130 stopped and
+resumable, 141 the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lab import cli_laws
+from lab import cli_check, cli_laws
 from lab.errors import ConfigError, ResultsError, UserError
 from lab.laws.errors import LawsError
 from lab.report.display import Display
@@ -116,6 +116,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     export = verb("export", export_run, "take the weights of one run out as an npz", experiment=False)
     export.add_argument("run", metavar="RUN", help="a run's identity, or its beginning")
     export.add_argument("out", metavar="OUT", help="the npz file to write")
+    cli_check.add_verbs(functools.partial(verb, experiment=False))
     cli_laws.add_verbs(functools.partial(verb, experiment=False))
     options, rest = parser.parse_known_args(argv)
     return options, parse_overrides(rest)

@@ -1,160 +1,274 @@
-"""Coordinate check: does training move every activation equally far at every width? (Tensor Programs V, section D.1.)
+"""Coordinate check: does training move every tensor equally far at every width and depth?
 
-Models of several widths make a few Adam updates on the same random tokens; the change of an activation since
-initialization, as a root mean square, is fitted by change ~ width^slope. A parametrization passes where every slope's
-interval lies within the bounds: above them the activation blows up with width, below them it stops learning.
+The check of Tensor Programs V (Yang et al. 2022, arXiv:2203.03466, section D.1), with numbers for its pictures. Models
+of several sizes make a few updates on the same random tokens. The root mean square (RMS) of each quantity is fitted by
+size^slope, beside a correction at finite size, and the slope compared with what transfer of hyperparameters needs:
+
+    initial X   what the model taps, before training                       0
+    change X    the same, after less before                                0
+    update W    change of a weight x its forward factor x the share of     -(growth of fan_in x layers)
+                its branch in the residual stream
+
+An update is coherent: the product sums it over the fan-in, and the stream over the layers, so that it has to shrink by
+as much as they grow. That follows from the weight's record, whatever the rules of the parametrization say. Scores of
+attention may shrink at initialization (muP's do, by 1/sqrt(head width)) but not grow. What else a parametrization
+declares in `exponents` holds for the axes of width. See README.md for how to read the answer.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from functools import partial
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from scipy import stats
+from scipy.stats import t as student
 
-from lab import models
-from lab.parametrization.scales import scales
+from lab.errors import ConfigError
+from lab.models import registry
+from lab.models.architecture import one_of
+from lab.models.weight import is_record
+from lab.parametrization import probe
+from lab.parametrization.scales import find, scales
 
-BATCH = 4
+AXES = ("width", "heads", "depth")
+WIDTHS = (32, 64, 128, 256, 512)
+DEPTHS = (2, 4, 8, 16, 32)
+WRONG = 0.5  # the smallest error of an exponent that a wrong rule gives: a factor of sqrt(width) or sqrt(depth)
+LEVEL = 0.95
+SPAN = 16  # of sizes, largest over smallest
+BATCH = 1  # sequences: the fewer tokens, the sooner sums over features outweigh chance
+LEARNING_RATES = {"adam": 2.0**-7, "lamb": 2.0**-6, "sgd": 1.0}  # by family: small, so that changes are of first order
 
 
 @dataclasses.dataclass(frozen=True)
-class Slope:
-    """Exponent of width of the change of one activation, with its interval, and the changes [widths, seeds]."""
+class Row:
+    """One quantity: ln RMS ~ slope x ln size, an interval of the slope, what is expected, RMS [sizes, seeds].
+
+    `at_most`: a smaller exponent than the expected one is as good.
+    """
 
     name: str
+    expected: float
     slope: float
     low: float
     high: float
-    changes: np.ndarray
+    rms: np.ndarray
+    at_most: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """The expected exponent against one that is wrong by WRONG: "pass" where the slope is nearer to the expected
+        one and the interval excludes the wrong ones; "fail" where it is nearer to a wrong one and the interval excludes
+        the expected one, or where the quantity is zero or not finite somewhere; else "undecided"."""
+        off, low, high = (value - self.expected for value in (self.slope, self.low, self.high))
+        if self.at_most:
+            off, low = max(off, 0.0), max(low, 0.0)
+        if abs(off) <= WRONG / 2 and -WRONG < low and high < WRONG:
+            return "pass"
+        if math.isnan(off) or (abs(off) > WRONG / 2 and not low <= 0 <= high):
+            return "fail"
+        return "undecided"
 
 
 @dataclasses.dataclass(frozen=True)
-class CoordinateCheck:
-    """Slopes in the order of computation; `bounds` is what each interval must lie within."""
+class AxisCheck:
+    """The rows of one axis in order of computation."""
 
-    widths: tuple[int, ...]
-    bounds: tuple[float, float]
-    slopes: tuple[Slope, ...]
+    axis: str
+    sizes: tuple[int, ...]
+    rows: tuple[Row, ...]
 
     @property
-    def offenders(self) -> tuple[Slope, ...]:
-        """Activations whose interval leaves the bounds, first in the order of computation first."""
-        low, high = self.bounds
-        return tuple(slope for slope in self.slopes if not (low <= slope.low and slope.high <= high))
+    def offender(self) -> Row | None:
+        """The first row that does not pass."""
+        return next((row for row in self.rows if row.verdict != "pass"), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Axes that were checked, and for those that were not, why."""
+
+    axes: tuple[AxisCheck, ...]
+    left_out: dict[str, str]
+
+    @property
+    def offender(self) -> tuple[AxisCheck, Row] | None:
+        """The first axis that does not pass, and its first offending row."""
+        return next(((axis, axis.offender) for axis in self.axes if axis.offender), None)
 
     @property
     def passed(self) -> bool:
-        return not self.offenders
-
-    def __str__(self) -> str:
-        lines = [f"{s.name:24} {s.slope:+.3f}  [{s.low:+.3f}, {s.high:+.3f}]" for s in self.slopes]
-        low, high = self.bounds
-        verdict = "passed" if self.passed else f"failed, first at {self.offenders[0].name}"
-        return "\n".join([*lines, f"{verdict}: intervals within [{low:+.2f}, {high:+.2f}] over widths {self.widths}"])
+        return self.offender is None
 
 
-def fit_slope(name: str, widths: Sequence[int], changes: np.ndarray, confidence: float) -> Slope:
-    """Least squares of ln change [widths, seeds] on ln width, each seed a point, with a Student-t interval.
+def fit_row(name: str, expected: float, sizes: Sequence[int], rms: np.ndarray, at_most: bool = False) -> Row:
+    """Least squares of ln rms [sizes, seeds] on ln size and 1/size; Student-t interval of ln size's slope at LEVEL.
 
-    A change that is zero or not finite has no slope: its interval is (nan, nan), which lies within no bounds.
+    1/size is the correction at finite width: a coherent part c beside a random one r gives RMS^2 = c^2 + r^2 / size.
+    Each seed has a level of its own, because its tokens are the same at every size. A quantity that is zero or not
+    finite somewhere has no slope: NaN, which never passes.
     """
-    x = np.repeat(np.log(widths), changes.shape[1])
     with np.errstate(divide="ignore", invalid="ignore"):
-        y = np.log(changes.reshape(-1))
+        y = np.log(rms)
     if not np.isfinite(y).all():
-        return Slope(name, np.nan, np.nan, np.nan, changes)
-    fit = stats.linregress(x, y)
-    half = stats.t.ppf((1 + confidence) / 2, len(x) - 2) * fit.stderr
-    return Slope(name, fit.slope, fit.slope - half, fit.slope + half, changes)
+        return Row(name, expected, math.nan, math.nan, math.nan, rms, at_most)
+    x = np.stack([np.log(sizes), sizes[0] / np.array(sizes)], axis=1)
+    x = np.repeat((x - x.mean(0))[:, None], rms.shape[1], axis=1).reshape(-1, 2)
+    y = (y - y.mean(0)).reshape(-1)
+    found, *_ = np.linalg.lstsq(x, y)
+    left = y - x @ found
+    freedom = len(y) - rms.shape[1] - 2
+    half = student.ppf((1 + LEVEL) / 2, freedom) * math.sqrt(left @ left / freedom * np.linalg.inv(x.T @ x)[0, 0])
+    slope = float(found[0])
+    return Row(name, expected, slope, float(slope - half), float(slope + half), rms, at_most)
 
 
-def _names(depth: int) -> list[str]:
-    """The activations that are compared, in the order of computation."""
-    layers = [f"layer {layer} {part}" for layer in range(depth) for part in ("attention", "mlp", "residual")]
-    return ["embedding", *layers, "final norm", "logits"]
+def sized(model_config, axis: str, size: int) -> Any:
+    """The `model` node at one size of an axis: heads stay and widen ("width"), or keep their width and multiply
+    ("heads"), or layers are added ("depth")."""
+    config = model_config.copy_and_resolve_references()
+    if axis == "depth":
+        config.depth = size
+        return config
+    if axis == "width":
+        config.head_width = 0
+    elif not config.head_width:
+        config.head_width = config.width // config.heads
+    return registry.at_width(config, size)
 
 
-@partial(jax.jit, static_argnums=0)
-def _initial(model, key, trees: dict):
-    """Initial weights, scaled."""
-    return jax.tree.map(jnp.multiply, model.init(key), trees["init_std"])
+def _based(parametrization_config, given: frozenset[str], axis: str, sizes: Sequence[int], model_config) -> Any:
+    """The `parametrization` node, its base model the smallest of the axis but where a key is given."""
+    config = parametrization_config.copy_and_resolve_references()
+    if "base_width" not in given:
+        config.base_width = model_config.width if axis == "depth" else sizes[0]
+    if "base_depth" not in given:
+        config.base_depth = sizes[0] if axis == "depth" else model_config.depth
+    return config
 
 
-@partial(jax.jit, static_argnums=0)
-def _activations(model, weights, tokens, trees: dict, scalars: dict) -> list[jax.Array]:
-    """The arrays that `_names` names."""
-    entering = jax.tree.map(jnp.multiply, weights, trees["forward"])
-    found = model.activations(entering, tokens[:, :-1], scalars)
-    stacked = found["layers"]
-    parts = (stacked["attention"]["__call__"][0], stacked["mlp"]["__call__"][0], stacked["__call__"][0][0])
-    layers = [part[layer] for layer in range(parts[0].shape[0]) for part in parts]
-    embedded = jnp.take(entering["embedding"], tokens[:, :-1], axis=0) * scalars["embedding"]
-    return [embedded, *layers, found["final_norm"]["__call__"][0], found["__call__"][0]]
+def rules_of_depth(model_config, parametrization_config, family: str) -> bool:
+    """Whether learning rates or the factors of branches depend on the depth: whether a parametrization claims it."""
+    found = []
+    for depth in (1, 2):
+        node = parametrization_config.copy_and_resolve_references()
+        node.base_depth, node.base_width = 1, model_config.width
+        numbers = scales(sized(model_config, "depth", depth), node, family)
+        branch = float(np.ravel(numbers.multipliers["residual"]["branch"])[0])
+        found.append((branch, *jax.tree.leaves(numbers.learning_rate)))
+    return not np.allclose(found[0], found[1])
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _train(model, updates: int, weights, tokens, trees: dict, scalars: dict, learning_rate):
-    """Weights after `updates` Adam updates on the same tokens. Trees are those of Scales."""
-    adam = optax.scale_by_adam()
-
-    def loss(weights):
-        entering = jax.tree.map(jnp.multiply, weights, trees["forward"])
-        total, _ = model.loss(entering, tokens, scalars, 0.0)
-        return total / tokens[:, 1:].size
-
-    def update(_, state):
-        weights, moments = state
-        direction, moments = adam.update(jax.grad(loss)(weights), moments)
-        rates = trees["learning_rate"]
-        moved = jax.tree.map(lambda w, u, rate: w - learning_rate * rate * u, weights, direction, rates)
-        return moved, moments
-
-    return jax.lax.fori_loop(0, updates, update, (weights, adam.init(weights)))[0]
+def _why_not(axis: str, model_config, parametrization_config, family: str) -> str | None:
+    """Why an axis that nobody asked for is left out; None where it is checked."""
+    records = jax.tree.leaves(registry.build(model_config).records(), is_leaf=is_record)
+    if axis == "heads" and not any("head_width" in record.axes for record in records):
+        return "no weight of this kind of model has heads"
+    if axis == "depth" and not any(record.depth is not None for record in records):
+        return "no weight of this kind of model is stacked in layers"
+    if axis == "depth" and not rules_of_depth(model_config, parametrization_config, family):
+        return "no learning rate or branch depends on depth, so that transfer in depth is not claimed"
+    return None
 
 
-def _changes(model, updates: int, seed: int, shape: tuple[int, int], trees: dict, scalars: dict, learning_rate):
-    """Root mean square of the change of each activation by the updates, for one draw of weights and tokens."""
-    weights_key, tokens_key = jax.random.split(jax.random.key(seed))
-    tokens = jax.random.randint(tokens_key, shape, 0, model.vocab_size)
-    weights = _initial(model, weights_key, trees)
-    before = _activations(model, weights, tokens, trees, scalars)
-    moved = _train(model, updates, weights, tokens, trees, scalars, learning_rate)
-    after = _activations(model, moved, tokens, trees, scalars)
-    return [float(jnp.sqrt(jnp.mean((y - x) ** 2))) for x, y in zip(before, after, strict=True)]
+def _expected(name: str, axis: str, first: Any, last: Any, ratio: float, declared: dict) -> tuple[float, bool]:
+    """The exponent of a row, and whether less is as good. `first`, `last`: records by path at either end."""
+    kind, _, tensor = name.partition(" ")
+    plain = f"{kind} {probe.unnumbered(tensor)}"
+    if axis != "depth" and plain in declared:
+        return declared[plain], False
+    if kind == "update":
+        return -(math.log(_summed(last[tensor])) - math.log(_summed(first[tensor]))) / math.log(ratio), False
+    return 0.0, kind == "initial" and tensor.endswith(probe.SCORES)
 
 
-def coordinate_check(
+def _summed(record) -> int:
+    """Over how many terms an update of a weight is summed on its way to the logits."""
+    return record.size(record.fan_in) * (1 if record.depth is None else record.shape[record.depth])
+
+
+def check_axis(
+    axis: str,
+    sizes: Sequence[int],
     model_config,
     parametrization_config,
-    widths: Sequence[int] = (64, 128, 256, 512, 1024),
+    optimizer: probe.Optimizer,
     *,
-    seeds: int = 3,
-    updates: int = 3,
-    learning_rate: float = 3e-3,
-    bounds: tuple[float, float] = (-0.25, 0.25),
-    confidence: float = 0.95,
-) -> CoordinateCheck:
-    """Checks a parametrization over `widths` of the family of a `model` config node of kind "decoder".
-
-    Each of `seeds` draws weights and tokens (uniform, 4 sequences of `sequence_length`, the same at every width) and
-    makes `updates` Adam updates at `learning_rate`. Raises ConfigError for a width that the family does not have.
-    """
-    rows = []
-    for width in widths:
-        config = models.at_width(model_config, width)
-        model = models.build(config)
-        found = scales(config, parametrization_config, "adam")
-        trees = {"init_std": found.init_std, "forward": found.forward, "learning_rate": found.learning_rate}
-        numbers = jax.tree.map(jnp.float32, (trees, found.scalars, learning_rate))
+    seeds: int,
+    updates: int,
+    given: frozenset[str] = frozenset(),
+    say: Callable[[str], None] = lambda line: None,
+) -> AxisCheck:
+    """One axis; see `check`."""
+    sizes = tuple(sorted(set(sizes)))
+    if len(sizes) < 3 or sizes[-1] < SPAN * sizes[0]:
+        raise ConfigError(
+            f"--{'depths' if axis == 'depth' else 'widths'}: found {', '.join(map(str, sizes))}; expected at least 3 "
+            f"sizes, the largest at least {SPAN} times the smallest"
+        )
+    node = _based(parametrization_config, given, axis, sizes, model_config)
+    measured, records = [], []
+    for size in sizes:
+        config = sized(model_config, axis, size)
+        say(f"{axis} {size}")
+        model = registry.build(config, 1)  # a scan over layers compiles in one layer's time
+        found = scales(config, node, optimizer.family)
         shape = (BATCH, config.sequence_length + 1)
-        rows.append([_changes(model, updates, seed, shape, *numbers) for seed in range(seeds)])
-    changes = np.moveaxis(np.array(rows), 2, 0)  # [activations, widths, seeds]
-    names = _names(model_config.depth)
-    slopes = (fit_slope(name, widths, change, confidence) for name, change in zip(names, changes, strict=True))
-    return CoordinateCheck(tuple(widths), bounds, tuple(slopes))
+        measured.append([probe.measure(model, optimizer, found, shape, updates, seed) for seed in range(seeds)])
+        records.append(probe.by_path(model.records(), is_leaf=is_record))
+    per_layer, rows = axis != "depth", []
+    names = probe.names(registry.build(sized(model_config, axis, sizes[0]), 1), per_layer)
+    declared = find(node.name).exponents
+    for name in names:
+        rms = np.array([[probe.value(run, name) for run in runs] for runs in measured])
+        expected, at_most = _expected(name, axis, records[0], records[-1], sizes[-1] / sizes[0], declared)
+        rows.append(fit_row(name, expected, sizes, rms, at_most))
+    return AxisCheck(axis, sizes, tuple(rows))
+
+
+def check(
+    model_config,
+    parametrization_config,
+    optimizer: probe.Optimizer,
+    *,
+    axes: Sequence[str] = (),
+    widths: Sequence[int] = WIDTHS,
+    depths: Sequence[int] = DEPTHS,
+    seeds: int = 5,
+    updates: int = 4,
+    given: frozenset[str] = frozenset(),
+    say: Callable[[str], None] = lambda line: None,
+) -> Check:
+    """Checks a parametrization on a family of models.
+
+    Args:
+      model_config: `model` node, `vocab_size` resolved; the axes change its width, heads and depth.
+      parametrization_config: `parametrization` node; the base model is the smallest of each axis, but for the keys
+        (`base_width`, `base_depth`) in `given`.
+      axes: some of AXES; none means those that apply: heads where the model has them, depth where the parametrization
+        has a rule for it.
+      seeds: draws of initial weights and tokens (uniform, BATCH sequences, the same at every size).
+      say: is told of progress.
+
+    Raises ConfigError for sizes that the family does not have, or that span less than SPAN.
+    """
+    for axis in axes:
+        one_of("--axes", axis, AXES)
+    for key, least, found in (("--seeds", 2, seeds), ("--updates", 1, updates)):
+        if found < least:
+            raise ConfigError(f"{key}: found {found}, expected at least {least}")
+    left_out = {}
+    if not axes:
+        reasons = {axis: _why_not(axis, model_config, parametrization_config, optimizer.family) for axis in AXES}
+        left_out = {axis: reason for axis, reason in reasons.items() if reason}
+    options = {"seeds": seeds, "updates": updates, "given": given, "say": say}
+    chosen = [axis for axis in axes or AXES if axis not in left_out]
+    sizes = {"depth": depths}
+    found = (
+        check_axis(axis, sizes.get(axis, widths), model_config, parametrization_config, optimizer, **options)
+        for axis in chosen
+    )
+    return Check(tuple(found), left_out)
