@@ -14,7 +14,7 @@ from functools import partial
 from ml_collections import ConfigDict
 
 from experiments import transfer
-from experiments.mup_transfer import CHEAP, COST, NAME, SAME, SLOPE, accelerator
+from experiments.mup_transfer import CHEAP, NAME, REGRET, SAME, SLOPE, accelerator
 from lab.report.findings import Claim
 from lab.sweep.axes import powers
 from lab.sweep.experiment import Analysis, Experiment, Results, Sweep
@@ -34,8 +34,8 @@ CLAIMS = {
     for what, text, unit, tolerance in (
         ("slope", "Branches times {}: the best learning rate does not depend on the depth (slope within 0.1)",
          SLOPE_UNIT, SAME),
-        ("cost", "Branches times {}: the shallowest model's best learning rate costs the deepest less than 0.5 %",
-         COST, CHEAP),
+        ("regret", "Branches times {}: the shallowest model's best learning rate costs the deepest less than 0.5 %",
+         REGRET, CHEAP),
     )
 }  # fmt: skip
 

@@ -33,14 +33,14 @@ NAME, WIDTH = "parametrization.name", "model.width"
 FALLS = -0.5  # standard: the slope is to lie under this
 SAME, CHEAP = 0.1, 0.005  # muP: |slope| and regret are to lie under these
 
-SLOPE, COST = "slope of ln lr* on ln {}", "excess loss, as a fraction"
+SLOPE, REGRET = "slope of ln lr* on ln {}", "excess loss, as a fraction"
 WIDTH_CLAIMS = {
     "slope": Claim(
         "muP: the best learning rate does not depend on the width (slope within 0.1)", YANG, 0.0, SLOPE.format("width"),
         "near_zero", SAME, recalled=True,
     ),
-    "cost": Claim(
-        "muP: the narrowest model's best learning rate costs the widest less than 0.5 % of its loss", YANG, 0.0, COST,
+    "regret": Claim(
+        "muP: the narrowest model's best learning rate costs the widest less than 0.5 % of its loss", YANG, 0.0, REGRET,
         "near_zero", CHEAP, recalled=True,
     ),
     "standard": Claim(
@@ -138,7 +138,7 @@ def width_paper() -> Sweep:
 
 def analyse_width(results: Results) -> Analysis:
     found = {name: transfer.study(name, rows, WIDTH) for name, rows in results.table.groupby(NAME)}
-    findings = [transfer.verdict(WIDTH_CLAIMS[what], found["mup"], what) for what in ("slope", "cost")]
+    findings = [transfer.verdict(WIDTH_CLAIMS[what], found["mup"], what) for what in ("slope", "regret")]
     findings.append(transfer.verdict(WIDTH_CLAIMS["standard"], found["standard"], shift=FALLS))
     ordered = [found["standard"], found["mup"]]
     return transfer.report("Learning rate across widths", ordered, findings, results)

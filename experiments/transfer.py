@@ -140,6 +140,9 @@ def lowest(knob: np.ndarray, log_loss: np.ndarray) -> tuple[float, float, str, s
         return np.nan, np.nan, "low", f"the lowest loss is at the lowest value tried, {knob[0]:.3g}: extend below"
     if best == len(knob) - 1:
         return np.nan, np.nan, "high", f"the lowest loss is at the highest value tried, {knob[-1]:.3g}: extend above"
+    if best == finite[-1]:
+        here, there = f"{knob[best]:.3g}", f"{knob[best + 1]:.3g}"
+        return np.nan, np.nan, "", f"the lowest loss is at {here}, and runs at {there} diverged: try values between"
     found = height({"knob": knob}, np.exp(log_loss), {"knob": knob[best]})
     if found.method != "surface":
         return np.nan, np.nan, "", found.reason
@@ -278,14 +281,16 @@ def regret(table: Any, optima: Any, size: str = "model.width", knob: str = RATE)
         return Statistic(np.nan, no_interval(f"the best of the smallest size lies outside of {tried}", LEVEL))
     noisy = copies(largest, residuals(found), np.random.default_rng(SEED + 1))
     samples = [excess(largest.knob, copy, to) for copy, to in zip(noisy, first["samples"])]
-    return Statistic(value, percentile_interval(np.array(samples), LEVEL))
+    interval = percentile_interval(np.array(samples), LEVEL)
+    # Noise only adds to a height above the lowest point: copies may all lie over an estimate that is next to nothing.
+    return Statistic(value, dataclasses.replace(interval, low=min(interval.low, value)) if interval.known else interval)
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """Runs that differ in one size, in the knob and in seeds, and what they say: see the module's text.
 
-    `optima` and `valleys` have one row and one entry per size, rising; `slope` is `drift`, `cost` is `regret`.
+    `optima` and `valleys` have one row and one entry per size, rising; `slope` is that of `drift`.
     """
 
     name: str
@@ -293,7 +298,7 @@ class Family:
     optima: Any
     valleys: Sequence[Valley]
     slope: Statistic
-    cost: Statistic
+    regret: Statistic
 
 
 def study(name: str, rows: Any, size: str, knob: str = RATE) -> Family:
@@ -305,7 +310,7 @@ def study(name: str, rows: Any, size: str, knob: str = RATE) -> Family:
 
 
 def verdict(claim: Claim, found: Family, what: str = "slope", shift: float = 0.0) -> Finding:
-    """The verdict on a claim about a family's "slope" or "cost", of which `shift` is taken off first.
+    """The verdict on a claim about a family's "slope" or "regret", of which `shift` is taken off first.
 
     A slope through fewer than three optima is not judged; sizes without one are named.
     """
@@ -327,19 +332,7 @@ def report(title: str, found: Sequence[Family], findings: Sequence[Finding], res
     """The analysis of families: both statistics and every optimum as tables, edges as notes, the figure."""
     import pandas
 
-    names = {"slope": "slope", "cost": "regret"}
-    lines = [
-        {"family": family.name, "size": family.size}
-        | {
-            f"{name}{end}": value
-            for what, name in names.items()
-            for end, value in zip(
-                ("", " low", " high"),
-                (getattr(family, what).value, *dataclasses.astuple(getattr(family, what).interval)[:2]),
-            )
-        }
-        for family in found
-    ]
+    lines = [{"family": f.name, "size": f.size, **_columns("slope", f), **_columns("regret", f)} for f in found]
     each = [f.optima.drop(columns="samples").rename(columns={f.size: "at"}).assign(family=f.name) for f in found]
     notes = [
         f"no optimum for {family.name} at {family.size} {row[family.size]:g}: {row['reason']}"
@@ -355,6 +348,11 @@ def report(title: str, found: Sequence[Family], findings: Sequence[Finding], res
 
     tables = {"statistics": pandas.DataFrame(lines), "optima": pandas.concat(each, ignore_index=True)}
     return Analysis(list(findings), tables, notes, draw)
+
+
+def _columns(what: str, family: Family) -> dict[str, float]:
+    value, interval = getattr(family, what)
+    return {what: value, f"{what} low": interval.low, f"{what} high": interval.high}
 
 
 def extend(results: Results, by: Sequence[str], knob: str = RATE) -> list[Point]:
