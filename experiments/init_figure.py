@@ -75,10 +75,11 @@ def _over_depth(panels, rows: Any) -> None:
                 axes, line["layer"], line[f"{what}_theory"], colours[depth], dashes="-" if scaled else "--", width=1.1
             )
         axes.set(yscale="log", xlabel="Layer")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_formatter(lambda value, _: draw.compact(value))
         axes.yaxis.set_minor_formatter(lambda value, _: draw.compact(value) if f"{value:e}"[0] in "25" else "")
     for depth in depths:
-        panels[1].plot([], [], "o", color=colours[depth], label=f"{depth} layers")
+        panels[1].plot([], [], "o", color=colours[depth], label=f"{depth} layer{'s' * (depth > 1)}")
     panels[1].plot([], [], "-", color=draw.INK, linewidth=1.1, label="theory, branches / sqrt(2 x depth)")
     panels[1].plot([], [], "--", color=draw.INK, linewidth=1.1, label="theory, branches not scaled (open marks)")
     panels[1].legend(loc="upper right")

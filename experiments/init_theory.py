@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import tensors
 from experiments.transfer import base, seeds
 from lab.report.findings import Claim, Finding, judge
 from lab.sweep.axes import Point, axis, chain, product
@@ -220,25 +221,8 @@ def depth_findings(found: dict[str, np.ndarray]) -> list[Finding]:
     findings = []
     for what, values in found.items():
         claim = Claim(texts[what], f"{PAPER}, derived for our decoder", 0.0, "1", "near_zero", DEPTH_TOLERANCE)
-        mean, interval = mean_interval(values)
-        findings.append(judge(claim, mean, interval))
+        findings.append(tensors.judged(claim, values))
     return findings
-
-
-def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, Any]:
-    """The mean and Student's interval of it; none of fewer than two values, or of values that are not finite."""
-    from scipy.special import stdtrit
-
-    from lab.laws.bootstrap import Interval, no_interval
-
-    values = np.asarray(values, float)
-    mean = float(np.mean(values)) if len(values) else float("nan")
-    if len(values) < 2 or not np.isfinite(values).all():
-        return mean, no_interval(
-            f"{np.isfinite(values).sum()} of {len(values)} values are finite, two are needed", level
-        )
-    half = float(stdtrit(len(values) - 1, 0.5 + level / 2) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return mean, Interval(mean - half, mean + half, level)
 
 
 EXPERIMENTS = [
