@@ -82,10 +82,11 @@ def _over_training(axes, rows: Any, name: str, batch_tokens: int) -> None:
     axes.minorticks_off()
     for part, colour in PARTS.items():
         axes.plot([], [], "-", color=colour, linewidth=1.2, label=part)
+    axes.plot([], [], "--", color=draw.INK, linewidth=0.9, label="later layers")
     _, least, largest = tensors.limits(name)
     axes.text(tokens[-1], largest, "largest ", ha="right", va="top", size=7.5, color=draw.FAINT)
     axes.text(tokens[-1], least, "subnormal below ", ha="right", va="top", size=7.5, color=draw.FAINT)
-    axes.legend(loc="upper left", ncols=2, title=None)
+    axes.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, 0.93))
 
 
 def initial_figure(
@@ -122,9 +123,11 @@ def _degradation(axes, found: Mapping[str, Any]) -> None:
             axes.plot(place, 100 * rows["relative"], "o", color=colour, markersize=5, label=name if not i else None)
             finite = rows["relative"][np.isfinite(rows["relative"])]
             largest = max(largest, 100 * finite.abs().max() if len(finite) else 1.0)
-    axes.set(ylim=(-1.6 * largest, 1.6 * largest), xlim=(-0.5, len(found) - 0.5), ylabel="Loss over float32's, %")
+    axes.set(
+        ylim=(-1.6 * largest, 1.6 * largest), xlim=(-0.5, len(found) - 0.5), ylabel="Loss over full precision's, %"
+    )
     axes.set_xticks(range(len(found)), [name.upper() for name in found])
-    axes.set_title("Loss in low precision over float32's, less 1")
+    axes.set_title("Loss in low precision over full precision's, less 1")
     axes.legend(loc="upper left", ncols=3)
 
 
@@ -134,8 +137,7 @@ def _histogram(axes, rows: Any, name: str) -> None:
     axes.axvspan(tiny, least, color="#E69F00", alpha=0.14, linewidth=0, label="subnormal")
     values = np.log2(rows["rms"])
     bins = np.arange(np.floor(values.min()) - 0.5, np.ceil(values.max()) + 1.5, 1.0)
-    for scaling, colour in SCALINGS.items():
-        mine = np.log2(rows.loc[rows["parametrization"] == scaling, "rms"])
-        axes.hist(mine, bins, color=colour, alpha=0.75, label=scaling, zorder=3, rwidth=0.9)
+    mine = [np.log2(rows.loc[rows["parametrization"] == scaling, "rms"]) for scaling in SCALINGS]
+    axes.hist(mine, bins, color=list(SCALINGS.values()), label=list(SCALINGS), zorder=3, rwidth=0.85)
     axes.set(xlabel="log2 of the RMS", ylabel="Tensors", xlim=(min(bins[0], tiny - 1), max(bins[-1], largest + 1)))
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper right")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lab.errors import ResultsError
 from lab.report.findings import Claim, Finding, judge
 
 RATE = "optimizer.learning_rate"
@@ -38,6 +39,19 @@ def judged(claim: Claim, values: Sequence[float], caveats: Sequence[str] = (), b
     """The verdict on the mean of `values`, a number per run or pair of runs."""
     mean, interval = mean_interval(values)
     return judge(claim, mean, interval, blocked=blocked, caveats=tuple(caveats))
+
+
+def watched(results: Any) -> Any:
+    """Rows of the table of runs with statistics that ended, in the order of the plan.
+
+    Raises:
+      ResultsError: where there is none.
+    """
+    table = results.table
+    rows = table[table["evaluation.statistics"] & table["status"].isin(["finished", "diverged"])]
+    if rows.empty:
+        raise ResultsError("no run with statistics has ended, expected at least one: train the rest of the sweep")
+    return rows
 
 
 def limits(name: str) -> tuple[float, float, float]:

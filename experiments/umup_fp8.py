@@ -58,7 +58,7 @@ def sweep(cfg: Any, sizes: Sequence[Point], grid: Sequence[Point], count: int, p
 
 def smoke() -> Sweep:
     """Seconds: checks the path, decides nothing."""
-    return sweep(smoke_base(), axis("model.width", [16]), rates(1.0, 0, 0), 2, 4, "seconds on a CPU")
+    return sweep(smoke_base(), axis("model.width", [16]), rates(1.0, 0, 0), 4, 4, "seconds on a CPU")
 
 
 def tiny() -> Sweep:
@@ -105,7 +105,7 @@ def analyse(results: Results) -> Analysis:
 
     group = ["model.width", "model.depth"]
     found = tensors.relative(results.table, group, "none", "fp8")
-    frames = {run: tensors.operands(results.statistics(run)) for run in watched(results)}
+    frames = {run: tensors.operands(results.statistics(run)) for run in tensors.watched(results)["run"]}
     dtype = results.table["model.compute_dtype"].iloc[0]
     caveats = [] if dtype == "bfloat16" else [f"the reference computes in {dtype} and not in bfloat16, as the paper's"]
     findings = [
@@ -135,12 +135,6 @@ def analyse(results: Results) -> Analysis:
         return training_figure(found, frames[run], row, findings, stem, subtitle)
 
     return Analysis(findings, tables, notes, draw)
-
-
-def watched(results: Results) -> list[str]:
-    """Runs with statistics that ended, in the order of the plan."""
-    table = results.table
-    return table.loc[table["evaluation.statistics"] & table["status"].isin(["finished", "diverged"]), "run"].tolist()
 
 
 EXPERIMENTS = [
