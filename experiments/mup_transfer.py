@@ -79,7 +79,7 @@ def widths(cfg: ConfigDict, values: Sequence[int], best: float, seeds: int, note
     points: list[Point] = []
     for width in values:
         guess = best * values[0] / width
-        up = max(2, round(np.log2(2 * best / guess)))
+        up = max(3, round(np.log2(2 * best / guess)))
         grids = {"mup": transfer.rates(best, 2, 3), "standard": transfer.rates(guess, 2, up)}
         for name, grid in grids.items():
             points += transfer.family([{WIDTH: width, NAME: name}], grid, seeds)
