@@ -100,11 +100,10 @@ def check(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
 def optimizer_of(cfg: Any, given: bool) -> Any:
     """The optimizer of a config, at the check's own learning rate unless one is `given`."""
     from lab.optim import optimizers
-    from lab.parametrization.check import LEARNING_RATES
     from lab.parametrization.probe import Optimizer
 
     name, family = cfg.optimizer.name, optimizers.FAMILY[cfg.optimizer.name]
-    rate = cfg.optimizer.learning_rate if given else LEARNING_RATES[family]
+    rate = cfg.optimizer.learning_rate if given else None
     hyper = tuple(optimizers.hyperparameters(cfg).items())
     return Optimizer(name, family, optimizers.init, optimizers.update, rate, hyper)
 
@@ -158,8 +157,7 @@ def described(found: Any) -> dict[str, Any]:
             "rows": [
                 {
                     "name": row.name,
-                    "expected": row.expected,
-                    "at_most": row.at_most,
+                    "expected": [row.least, row.most],
                     "slope": finite(row.slope),
                     "low": finite(row.low),
                     "high": finite(row.high),
@@ -185,7 +183,7 @@ def lines(document: Mapping[str, Any]) -> Iterable[str]:
             "slope": [nan if row["slope"] is None else round(row["slope"], 3) for row in rows],
             "slope_low": [nan if row["low"] is None else round(row["low"], 2) for row in rows],
             "slope_high": [nan if row["high"] is None else round(row["high"], 2) for row in rows],
-            "expected": [("at most " if row["at_most"] else "") + f"{row['expected'] + 0.0:g}" for row in rows],
+            "expected": [" to ".join(f"{value + 0.0:.2g}" for value in sorted(set(row["expected"]))) for row in rows],
             "verdict": [row["verdict"] for row in rows],
         }
         yield table(columns)

@@ -11,8 +11,9 @@ size^slope, beside a correction at finite size, and the slope compared with what
 
 An update is coherent: the product sums it over the fan-in, and the stream over the layers, so that it has to shrink by
 as much as they grow. That follows from the weight's record, whatever the rules of the parametrization say. Scores of
-attention may shrink at initialization (muP's do, by 1/sqrt(head width)) but not grow. What else a parametrization
-declares in `exponents` holds for the axes of width. See README.md for how to read the answer.
+attention may shrink at initialization, as products of independent queries and keys over the head width do. What a
+parametrization declares in `exponents` holds for the axes of width; an initial quantity that it declares to shrink may
+also stay (logits of a tied readout do, because a token's own embedding is in the stream). README.md: how to read it.
 """
 
 from __future__ import annotations
@@ -31,44 +32,41 @@ from lab.models import registry
 from lab.models.architecture import one_of
 from lab.models.weight import is_record
 from lab.parametrization import probe
-from lab.parametrization.scales import find, scales
+from lab.parametrization.scales import Scales, find, scales
 
 AXES = ("width", "heads", "depth")
 WIDTHS = (32, 64, 128, 256, 512)
 DEPTHS = (2, 4, 8, 16, 32)
 WRONG = 0.5  # the smallest error of an exponent that a wrong rule gives: a factor of sqrt(width) or sqrt(depth)
 LEVEL = 0.95
+SCORES_AT_INIT = -0.5
 SPAN = 16  # of sizes, largest over smallest
 BATCH = 1  # sequences: the fewer tokens, the sooner sums over features outweigh chance
-LEARNING_RATES = {"adam": 2.0**-7, "lamb": 2.0**-6, "sgd": 1.0}  # by family: small, so that changes are of first order
+CHANGE = 0.25  # of a hidden product by one update at the smallest size: enough for training to matter
+SGD_RATE = 1.0  # its updates are of the gradient's size, which rules do not tell
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One quantity: ln RMS ~ slope x ln size, an interval of the slope, what is expected, RMS [sizes, seeds].
-
-    `at_most`: a smaller exponent than the expected one is as good.
-    """
+    """One quantity: RMS [sizes, seeds] ~ size^slope, an interval of the slope, what is expected: `least` to `most`."""
 
     name: str
-    expected: float
+    least: float
+    most: float
     slope: float
     low: float
     high: float
     rms: np.ndarray
-    at_most: bool = False
 
     @property
     def verdict(self) -> str:
         """The expected exponent against one that is wrong by WRONG: "pass" where the slope is nearer to the expected
         one and the interval excludes the wrong ones; "fail" where it is nearer to a wrong one and the interval excludes
         the expected one, or where the quantity is zero or not finite somewhere; else "undecided"."""
-        off, low, high = (value - self.expected for value in (self.slope, self.low, self.high))
-        if self.at_most:
-            off, low = max(off, 0.0), max(low, 0.0)
-        if abs(off) <= WRONG / 2 and -WRONG < low and high < WRONG:
+        near = self.least - WRONG / 2 <= self.slope <= self.most + WRONG / 2
+        if near and self.least - WRONG < self.low and self.high < self.most + WRONG:
             return "pass"
-        if math.isnan(off) or (abs(off) > WRONG / 2 and not low <= 0 <= high):
+        if math.isnan(self.slope) or (not near and (self.high < self.least or self.low > self.most)):
             return "fail"
         return "undecided"
 
@@ -104,7 +102,7 @@ class Check:
         return self.offender is None
 
 
-def fit_row(name: str, expected: float, sizes: Sequence[int], rms: np.ndarray, at_most: bool = False) -> Row:
+def fit_row(name: str, expected: tuple[float, float], sizes: Sequence[int], rms: np.ndarray) -> Row:
     """Least squares of ln rms [sizes, seeds] on ln size and 1/size; Student-t interval of ln size's slope at LEVEL.
 
     1/size is the correction at finite width: a coherent part c beside a random one r gives RMS^2 = c^2 + r^2 / size.
@@ -114,7 +112,7 @@ def fit_row(name: str, expected: float, sizes: Sequence[int], rms: np.ndarray, a
     with np.errstate(divide="ignore", invalid="ignore"):
         y = np.log(rms)
     if not np.isfinite(y).all():
-        return Row(name, expected, math.nan, math.nan, math.nan, rms, at_most)
+        return Row(name, *expected, math.nan, math.nan, math.nan, rms)
     x = np.stack([np.log(sizes), sizes[0] / np.array(sizes)], axis=1)
     x = np.repeat((x - x.mean(0))[:, None], rms.shape[1], axis=1).reshape(-1, 2)
     y = (y - y.mean(0)).reshape(-1)
@@ -123,7 +121,7 @@ def fit_row(name: str, expected: float, sizes: Sequence[int], rms: np.ndarray, a
     freedom = len(y) - rms.shape[1] - 2
     half = student.ppf((1 + LEVEL) / 2, freedom) * math.sqrt(left @ left / freedom * np.linalg.inv(x.T @ x)[0, 0])
     slope = float(found[0])
-    return Row(name, expected, slope, float(slope - half), float(slope + half), rms, at_most)
+    return Row(name, *expected, slope, float(slope - half), float(slope + half), rms)
 
 
 def sized(model_config, axis: str, size: int) -> Any:
@@ -174,20 +172,37 @@ def _why_not(axis: str, model_config, parametrization_config, family: str) -> st
     return None
 
 
-def _expected(name: str, axis: str, first: Any, last: Any, ratio: float, declared: dict) -> tuple[float, bool]:
-    """The exponent of a row, and whether less is as good. `first`, `last`: records by path at either end."""
+def _expected(name: str, axis: str, first: Any, last: Any, ratio: float, declared: dict) -> tuple[float, float]:
+    """The least and the most exponent of a row. `first`, `last`: records by path at either end."""
     kind, _, tensor = name.partition(" ")
-    plain = f"{kind} {probe.unnumbered(tensor)}"
-    if axis != "depth" and plain in declared:
-        return declared[plain], False
-    if kind == "update":
-        return -(math.log(_summed(last[tensor])) - math.log(_summed(first[tensor]))) / math.log(ratio), False
-    return 0.0, kind == "initial" and tensor.endswith(probe.SCORES)
+    exponent, initially = 0.0, kind == "initial"
+    if axis != "depth":
+        exponent = declared.get(f"{kind} {probe.unnumbered(tensor)}", exponent)
+        if initially and tensor.endswith(probe.SCORES):
+            exponent = SCORES_AT_INIT
+    if kind == "update" and not exponent:
+        exponent = math.log(_summed(first[tensor]) / _summed(last[tensor])) / math.log(ratio)
+    return exponent, max(exponent, 0.0) if initially else exponent
 
 
 def _summed(record) -> int:
     """Over how many terms an update of a weight is summed on its way to the logits."""
     return record.size(record.fan_in) * (1 if record.depth is None else record.shape[record.depth])
+
+
+def learning_rate(records: dict, found: Scales, family: str) -> float:
+    """The rate at which an update of a typical hidden weight, summed over its fan-in, is CHANGE."""
+    if family == "sgd":
+        return SGD_RATE
+    rates, std, factors = (
+        probe.by_path(x) for x in (found.learning_rate, found.init_std, found.multipliers["weights"])
+    )
+    moves = [
+        rates[path] * factors[f"{path}/forward"] * record.size(record.fan_in) * (std[path] if family == "lamb" else 1.0)
+        for path, record in records.items()
+        if record.role in ("hidden", "residual", "readout")
+    ]
+    return CHANGE / float(np.median(moves)) if moves else CHANGE
 
 
 def check_axis(
@@ -210,22 +225,24 @@ def check_axis(
             f"sizes, the largest at least {SPAN} times the smallest"
         )
     node = _based(parametrization_config, given, axis, sizes, model_config)
-    measured, records = [], []
+    measured, records, rate = [], [], None
     for size in sizes:
         config = sized(model_config, axis, size)
         say(f"{axis} {size}")
         model = registry.build(config, 1)  # a scan over layers compiles in one layer's time
         found = scales(config, node, optimizer.family)
-        shape = (BATCH, config.sequence_length + 1)
-        measured.append([probe.measure(model, optimizer, found, shape, updates, seed) for seed in range(seeds)])
         records.append(probe.by_path(model.records(), is_leaf=is_record))
+        rate = rate or optimizer.learning_rate or learning_rate(records[0], found, optimizer.family)
+        shape = (BATCH, config.sequence_length + 1)
+        measured.append([probe.measure(model, optimizer, rate, found, shape, updates, seed) for seed in range(seeds)])
     per_layer, rows = axis != "depth", []
     names = probe.names(registry.build(sized(model_config, axis, sizes[0]), 1), per_layer)
     declared = find(node.name).exponents
     for name in names:
         rms = np.array([[probe.value(run, name) for run in runs] for runs in measured])
-        expected, at_most = _expected(name, axis, records[0], records[-1], sizes[-1] / sizes[0], declared)
-        rows.append(fit_row(name, expected, sizes, rms, at_most))
+        rows.append(
+            fit_row(name, _expected(name, axis, records[0], records[-1], sizes[-1] / sizes[0], declared), sizes, rms)
+        )
     return AxisCheck(axis, sizes, tuple(rows))
 
 

@@ -22,14 +22,17 @@ QUERY, KEY, SCORES = "scaled_query", "compared_key", "scores"
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An optimizer, handed in because `lab.optim` lies above this layer: `init` and `update` are its functions of that
-    name, both of which take `name` first; `numbers` are pairs of its hyperparameters."""
+    """An optimizer, handed in because `lab.optim` lies above this layer.
+
+    `init` and `update` are its functions of that name, both of which take `name` first; `numbers` are pairs of its
+    hyperparameters. `learning_rate` None means the check's own.
+    """
 
     name: str
     family: str
     init: Callable
     update: Callable
-    learning_rate: float
+    learning_rate: float | None
     numbers: tuple[tuple[str, float], ...]
 
 
@@ -89,12 +92,12 @@ def _program(model: Model, name: str, init: Callable, update: Callable, key, tok
 
 
 def measure(
-    model: Model, optimizer: Optimizer, scales: Scales, shape: tuple[int, int], updates: int, seed: int
+    model: Model, optimizer: Optimizer, rate: float, scales: Scales, shape: tuple[int, int], updates: int, seed: int
 ) -> dict:
     """RMS by name, for one draw of weights and of tokens [batch, length + 1]; one for each layer of a stack."""
     weights_key, tokens_key = jax.random.split(jax.random.key(seed))
     tokens = jax.random.randint(tokens_key, shape, 0, model.vocab_size)
-    row = {"learning_rate": optimizer.learning_rate, "weight_decay": 0.0}
+    row = {"learning_rate": rate, "weight_decay": 0.0}
     numbers = {"scales": scales.trees(), "multipliers": scales.multipliers, "row": row}
     numbers = jax.tree.map(jnp.float32, numbers | {"optimizer": dict(optimizer.numbers)})
     static = model, optimizer.name, optimizer.init, optimizer.update
