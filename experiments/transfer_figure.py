@@ -59,7 +59,8 @@ def _losses(axes: Axes, family: Family) -> None:
         face = {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.5, "markersize": 6.5}
         axes.plot(np.exp(valley.at), np.exp(valley.least), "D", zorder=5, **face)
     axes.set(xscale="log", xlabel="Learning rate", ylabel="Loss, nats per token")
-    axes.set_title(f"{family.name}: lr* ~ {_named(family.size)}^{_number(family.slope)}", fontsize=9)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(f"{family.name}: slope {_number(family.slope)}", fontsize=9)
     axes.legend(title=_named(family.size), title_fontsize=8, fontsize=7.5, labelspacing=0.25, handletextpad=0.2)
     _to_the_point(axes, family)
 
@@ -95,12 +96,19 @@ def _best(axes: Axes, found: Sequence[Family]) -> None:
             draw.curve(axes, x, centre, colour, dashes="--", width=1.1)
     axes.set(xscale="log", yscale="log", ylabel="Best learning rate")
     axes.set_xlabel(_named(sizes.pop()) if len(sizes) == 1 else "Size over the smallest")
-    axes.set_title("Best rate, slope and its 95 % interval", fontsize=9)
+    axes.set_title("Best rate; its slope, 95 % interval", fontsize=9)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: draw.compact(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(FuncFormatter(lambda value, _: f"{value:.3g}" if _leads(value) else ""))
     marks = sorted({float(x) for line in axes.get_lines() for x in np.asarray(line.get_xdata(), float)})
     axes.set_xticks(marks, minor=False)
     draw.legend_above(axes)
+
+
+def _leads(value: float) -> bool:
+    """Whether a tick of a logarithmic axis is 1, 2 or 5 times a power of ten."""
+    return round(value / 10 ** np.floor(np.log10(value) + 1e-9)) in (1, 2, 5)
 
 
 def _named(size: str) -> str:
