@@ -3,8 +3,8 @@
     width        loss against learning rate at widths, in the standard parametrization and in muP
     other-axes   the same in muP along batch size, horizon, depth and weight decay, for which width rules say nothing
 
-Widths are trained with four heads, so that heads grow with the width; muP compares with the narrowest. Each width has
-one grid in muP. In the standard parametrization the best rate was seen to fall about as 1 / width: its grids begin two
+Heads have one width and grow in number (see `transfer.width`); muP compares with the narrowest. Each width has one grid
+in muP. In the standard parametrization the best rate was seen to fall about as 1 / width: its grids begin two
 steps under that guess and all reach over the narrowest model's best rate, whose regret is wanted at the widest. A grid
 whose lowest loss is at an end extends itself. Statistics and their intervals: see `experiments.transfer`.
 """
@@ -74,29 +74,31 @@ AXIS_CLAIMS = {
 }  # fmt: skip
 
 
-def widths(cfg: ConfigDict, values: Sequence[int], best: float, seeds: int, note: str, extensions: int = 0) -> Sweep:
+def widths(cfg: ConfigDict, sizes: Sequence[Point], best: float, seeds: int, note: str, extensions: int = 0) -> Sweep:
     """Both parametrizations at these widths, their grids about `best`, the guess at the narrowest."""
     points: list[Point] = []
-    for width in values:
-        guess = best * values[0] / width
+    for size in sizes:
+        guess = best * sizes[0][WIDTH] / size[WIDTH]
         up = max(3, round(np.log2(2 * best / guess)))
         grids = {"mup": transfer.rates(best, 2, 3), "standard": transfer.rates(guess, 2, up)}
         for name, grid in grids.items():
-            points += transfer.family([{WIDTH: width, NAME: name}], grid, seeds)
+            points += transfer.family([{**size, NAME: name}], grid, seeds)
     return Sweep(cfg, points, note, {}, extensions)
 
 
 def width_smoke() -> Sweep:
-    return widths(transfer.smoke_base(), (8, 16), 0.12, 1, "seconds on a CPU")
+    return widths(transfer.smoke_base(), [transfer.width(w, 4) for w in (8, 16)], 0.12, 1, "seconds on a CPU")
 
 
 def width_tiny() -> Sweep:
-    return widths(transfer.base(), (32, 64, 128, 256), 3.2e-2, 2, "two CPU cores, about ten minutes", 2)
+    sizes = [transfer.width(w) for w in powers(32, 256)]
+    return widths(transfer.base(), sizes, 2.4e-2, 2, "two CPU cores, about ten minutes", 2)
 
 
 def width_small() -> Sweep:
     cfg = accelerator(**{"parametrization.base_width": 64})
-    return widths(cfg, powers(64, 2048), 1.6e-2, 2, "one accelerator, within an hour", 2)
+    sizes = [transfer.width(w, 64) for w in powers(64, 2048)]
+    return widths(cfg, sizes, 1.6e-2, 2, "one accelerator, within an hour", 2)
 
 
 def accelerator(**changes: Any) -> ConfigDict:
@@ -133,7 +135,8 @@ def width_paper() -> Sweep:
             "execution.pack_runs": 4,
         }
     )
-    return widths(cfg, powers(128, 8192), 4e-3, 2, "the published setting, as recalled: a node of accelerators", 1)
+    sizes = [transfer.width(w, 32) for w in powers(128, 8192)]
+    return widths(cfg, sizes, 4e-3, 2, "the published setting, as recalled: a node of accelerators", 1)
 
 
 def analyse_width(results: Results) -> Analysis:
@@ -153,10 +156,11 @@ def other_axes(
     decays: Sequence[float],
     seeds: int,
     note: str,
-    width: int,
+    model: Point,
+    shallow: Point,
     extensions: int = 0,
 ) -> Sweep:
-    """One axis at a time about one setting of `width`, which is swept once; depth at the base width.
+    """One axis at a time about one setting of the width `model`, swept once; depth at the base width, `shallow`.
 
     `best` is the guess for that setting. Decays are coupled ones; an independent decay is that times `best`, so that
     both decay alike at the guess. Warm-up is one share of every horizon. Grids move with the guesses that the best rate
@@ -164,7 +168,7 @@ def other_axes(
     """
     run, share = cfg.run, cfg.schedule.warmup_tokens / cfg.run.horizon_tokens
     plain = {"optimizer.weight_decay": 0.0, "optimizer.decay": "coupled"}
-    still = {WIDTH: width, "model.depth": cfg.model.depth, "run.batch_tokens": run.batch_tokens}
+    still = {**model, "model.depth": cfg.model.depth, "run.batch_tokens": run.batch_tokens}
     still |= {"run.horizon_tokens": run.horizon_tokens, **plain}
 
     def along(key: str, power: float, values: Sequence[int], centre: int) -> list[tuple[Point, float]]:
@@ -176,7 +180,7 @@ def other_axes(
         "horizon": ("run.horizon_tokens", along("run.horizon_tokens", -1 / 3, horizons, run.horizon_tokens), {}),
         "depth": (
             "model.depth", along("model.depth", -0.5, depths, cfg.model.depth),
-            {WIDTH: cfg.parametrization.base_width},
+            dict(shallow),
         ),
     } | {
         f"{kind} decay": ("optimizer.weight_decay", [({"optimizer.weight_decay": d}, best) for d in values],
@@ -195,21 +199,22 @@ def other_axes(
 
 
 def axes_smoke() -> Sweep:
-    cfg = transfer.smoke_base()
-    return other_axes(cfg, 0.12, (128, 256), (1024, 2048), (1, 2), (0.5, 2.0), 1, "seconds on a CPU", width=8)
+    cfg, sizes = transfer.smoke_base(), (transfer.width(8, 4), transfer.width(8, 4))
+    return other_axes(cfg, 0.12, (128, 256), (1024, 2048), (1, 2), (0.5, 2.0), 1, "seconds on a CPU", *sizes)
 
 
 def axes_tiny() -> Sweep:
     cfg, note = transfer.base(), "two CPU cores, about ten minutes"
     horizons = [98304 * 2**k // 4 for k in range(5)]
-    return other_axes(cfg, 3.2e-2, (128, 512, 2048), horizons, (2, 4, 8, 16), (0.5, 2.0, 8.0), 2, note, 64, 1)
+    sizes = transfer.width(64), transfer.width(32)
+    return other_axes(cfg, 2.4e-2, (128, 512, 2048), horizons, (2, 4, 8, 16), (0.5, 2.0, 8.0), 2, note, *sizes, 1)
 
 
 def axes_small() -> Sweep:
     cfg = accelerator(**{"parametrization.base_width": 128})
     horizons = [512 * 16384 * 2**k // 4 for k in range(5)]
-    note = "one accelerator, within an hour"
-    return other_axes(cfg, 1.6e-2, powers(4096, 65536), horizons, powers(2, 32), (0.5, 2.0, 8.0), 2, note, 256, 1)
+    note, sizes = "one accelerator, within an hour", (transfer.width(256, 64), transfer.width(128, 64))
+    return other_axes(cfg, 1.6e-2, powers(4096, 65536), horizons, powers(2, 32), (0.5, 2.0, 8.0), 2, note, *sizes, 1)
 
 
 def axes_paper() -> Sweep:
@@ -217,8 +222,6 @@ def axes_paper() -> Sweep:
     cfg = transfer.base(
         **{
             "model.depth": 12,
-            "model.heads": 12,
-            "model.kv_heads": 12,
             "model.sequence_length": 2048,
             "model.vocab_size": 50304,
             "model.compute_dtype": "bfloat16",
@@ -235,8 +238,8 @@ def axes_paper() -> Sweep:
         }
     )
     horizons = [50_000 * 2**19 * 2**k for k in range(3)]
-    note = "the published setting, as recalled: a TPU pod"
-    return other_axes(cfg, 4e-3, powers(2**17, 2**21), horizons, (12, 24, 48), (0.5, 2.0, 8.0), 1, note, 768, 1)
+    note, sizes = "the published setting, as recalled: a TPU pod", (transfer.width(768, 64), transfer.width(384, 64))
+    return other_axes(cfg, 4e-3, powers(2**17, 2**21), horizons, (12, 24, 48), (0.5, 2.0, 8.0), 1, note, *sizes, 1)
 
 
 def analyse_axes(results: Results) -> Analysis:
