@@ -15,7 +15,8 @@ from lab.models import weight
 from lab.models.model import Model
 from lab.models.scaling import tap
 from lab.parametrization import check as checking
-from lab.parametrization import mup, probe, scales
+from lab.parametrization import mup, probe, register
+from lab.parametrization.scales import find
 
 WIDTHS, DEPTHS = (32, 128, 512), (2, 8, 32)
 PLAIN = {}
@@ -114,11 +115,10 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_named(monkeypatch, fault):
+def test_a_planted_fault_is_named(registering, fault):
     rules, multipliers, variant, first = FAULTS[fault]
-    mended = scales.find("mup")
-    monkeypatch.setattr(scales, "_PARAMETRIZATIONS", dict(scales._PARAMETRIZATIONS))
-    scales.register(fault, dataclasses.replace(mended, rules=mended.rules | rules, multipliers=multipliers))
+    right = find("mup")
+    register(fault, dataclasses.replace(right, rules=right.rules | rules, multipliers=multipliers))
     found = check(fault, variant, axes=("width",))
     assert found.offender[1].name == first and found.offender[1].verdict == "fail", told(found)
 
