@@ -40,31 +40,29 @@ CLAIMS = {
 }  # fmt: skip
 
 
-def depths(
-    cfg: ConfigDict, values: Sequence[int], head_width: int, best: float, seeds: int, note: str, extensions: int = 0
-) -> Sweep:
+def depths(cfg: ConfigDict, values: Sequence[int], best: float, seeds: int, note: str, extensions: int = 0) -> Sweep:
     """Three rules at these depths. muP's grid moves with the guess that its best rate falls as the root of the depth,
     as in `mup-transfer/other-axes`, which shares those runs; the other two have one grid."""
     points = []
     for depth in values:
         for name in ("mup", "depth-mup", "completep"):
             guess = best * (depth / values[0]) ** (-0.5 if name == "mup" else 0.0)
-            size = {**transfer.width(cfg.parametrization.base_width, head_width), DEPTH: depth, NAME: name}
+            size = {"model.width": cfg.parametrization.base_width, DEPTH: depth, NAME: name}
             points += transfer.family([size], transfer.rates(guess, 2, 3), seeds)
     return Sweep(cfg, points, note, {}, extensions)
 
 
 def smoke() -> Sweep:
-    return depths(transfer.smoke_base(), (1, 2), 4, 0.12, 1, "seconds on a CPU")
+    return depths(transfer.headed(transfer.smoke_base(), 4), (1, 2), 0.12, 1, "seconds on a CPU")
 
 
 def tiny() -> Sweep:
-    return depths(transfer.base(), (2, 4, 8, 16), 16, 2.4e-2, 2, "two CPU cores, about ten minutes", 2)
+    return depths(transfer.headed(transfer.base()), (2, 4, 8, 16), 2.4e-2, 2, "two CPU cores, about ten minutes", 2)
 
 
 def small() -> Sweep:
-    cfg = accelerator(**{"parametrization.base_width": 128})
-    return depths(cfg, powers(2, 64), 64, 1.6e-2, 2, "one accelerator, within an hour", 2)
+    cfg = transfer.headed(accelerator(**{"parametrization.base_width": 128}), 64)
+    return depths(cfg, powers(2, 64), 1.6e-2, 2, "one accelerator, within an hour", 2)
 
 
 def paper() -> Sweep:
@@ -85,7 +83,8 @@ def paper() -> Sweep:
             "execution.pack_runs": 4,
         }
     )
-    return depths(cfg, powers(2, 128), 64, 8e-3, 2, "the published setting, as recalled: a node of accelerators", 1)
+    note = "the published setting, as recalled: a node of accelerators"
+    return depths(transfer.headed(cfg, 64), powers(2, 128), 8e-3, 2, note, 1)
 
 
 def analyse(results: Results) -> Analysis:

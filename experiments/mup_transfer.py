@@ -3,8 +3,8 @@
     width        loss against learning rate at widths, in the standard parametrization and in muP
     other-axes   the same in muP along batch size, horizon, depth and weight decay, for which width rules say nothing
 
-Heads have one width and grow in number (see `transfer.width`); muP compares with the narrowest. Each width has one grid
-in muP. In the standard parametrization the best rate was seen to fall about as 1 / width: its grids begin two
+Heads have one width and grow in number (see `transfer.headed`); muP compares with the narrowest. Each width has one
+grid in muP. In the standard parametrization the best rate was seen to fall about as 1 / width: its grids begin two
 steps under that guess and all reach over the narrowest model's best rate, whose regret is wanted at the widest. A grid
 whose lowest loss is at an end extends itself. Statistics and their intervals: see `experiments.transfer`.
 """
@@ -74,31 +74,29 @@ AXIS_CLAIMS = {
 }  # fmt: skip
 
 
-def widths(cfg: ConfigDict, sizes: Sequence[Point], best: float, seeds: int, note: str, extensions: int = 0) -> Sweep:
+def widths(cfg: ConfigDict, values: Sequence[int], best: float, seeds: int, note: str, extensions: int = 0) -> Sweep:
     """Both parametrizations at these widths, their grids about `best`, the guess at the narrowest."""
     points: list[Point] = []
-    for size in sizes:
-        guess = best * sizes[0][WIDTH] / size[WIDTH]
+    for width in values:
+        guess = best * values[0] / width
         up = max(3, round(np.log2(2 * best / guess)))
         grids = {"mup": transfer.rates(best, 2, 3), "standard": transfer.rates(guess, 2, up)}
         for name, grid in grids.items():
-            points += transfer.family([{**size, NAME: name}], grid, seeds)
+            points += transfer.family([{WIDTH: width, NAME: name}], grid, seeds)
     return Sweep(cfg, points, note, {}, extensions)
 
 
 def width_smoke() -> Sweep:
-    return widths(transfer.smoke_base(), [transfer.width(w, 4) for w in (8, 16)], 0.12, 1, "seconds on a CPU")
+    return widths(transfer.headed(transfer.smoke_base(), 4), (8, 16), 0.12, 1, "seconds on a CPU")
 
 
 def width_tiny() -> Sweep:
-    sizes = [transfer.width(w) for w in powers(32, 256)]
-    return widths(transfer.base(), sizes, 2.4e-2, 2, "two CPU cores, about ten minutes", 2)
+    return widths(transfer.headed(transfer.base()), powers(32, 256), 2.4e-2, 2, "two CPU cores, about ten minutes", 2)
 
 
 def width_small() -> Sweep:
-    cfg = accelerator(**{"parametrization.base_width": 64})
-    sizes = [transfer.width(w, 64) for w in powers(64, 2048)]
-    return widths(cfg, sizes, 1.6e-2, 2, "one accelerator, within an hour", 2)
+    cfg = transfer.headed(accelerator(**{"parametrization.base_width": 64}), 32)
+    return widths(cfg, powers(64, 2048), 1.6e-2, 2, "one accelerator, within an hour", 2)
 
 
 def accelerator(**changes: Any) -> ConfigDict:
@@ -135,8 +133,8 @@ def width_paper() -> Sweep:
             "execution.pack_runs": 4,
         }
     )
-    sizes = [transfer.width(w, 32) for w in powers(128, 8192)]
-    return widths(cfg, sizes, 4e-3, 2, "the published setting, as recalled: a node of accelerators", 1)
+    note = "the published setting, as recalled: a node of accelerators"
+    return widths(transfer.headed(cfg, 32), powers(128, 8192), 4e-3, 2, note, 1)
 
 
 def analyse_width(results: Results) -> Analysis:
@@ -156,11 +154,10 @@ def other_axes(
     decays: Sequence[float],
     seeds: int,
     note: str,
-    model: Point,
-    shallow: Point,
+    width: int,
     extensions: int = 0,
 ) -> Sweep:
-    """One axis at a time about one setting of the width `model`, swept once; depth at the base width, `shallow`.
+    """One axis at a time about one setting of `width`, which is swept once; depth at the base width.
 
     `best` is the guess for that setting. Decays are coupled ones; an independent decay is that times `best`, so that
     both decay alike at the guess. Warm-up is one share of every horizon. Grids move with the guesses that the best rate
@@ -168,7 +165,7 @@ def other_axes(
     """
     run, share = cfg.run, cfg.schedule.warmup_tokens / cfg.run.horizon_tokens
     plain = {"optimizer.weight_decay": 0.0, "optimizer.decay": "coupled"}
-    still = {**model, "model.depth": cfg.model.depth, "run.batch_tokens": run.batch_tokens}
+    still = {WIDTH: width, "model.depth": cfg.model.depth, "run.batch_tokens": run.batch_tokens}
     still |= {"run.horizon_tokens": run.horizon_tokens, **plain}
 
     def along(key: str, power: float, values: Sequence[int], centre: int) -> list[tuple[Point, float]]:
@@ -180,7 +177,7 @@ def other_axes(
         "horizon": ("run.horizon_tokens", along("run.horizon_tokens", -1 / 3, horizons, run.horizon_tokens), {}),
         "depth": (
             "model.depth", along("model.depth", -0.5, depths, cfg.model.depth),
-            dict(shallow),
+            {WIDTH: cfg.parametrization.base_width},
         ),
     } | {
         f"{kind} decay": ("optimizer.weight_decay", [({"optimizer.weight_decay": d}, best) for d in values],
@@ -199,22 +196,21 @@ def other_axes(
 
 
 def axes_smoke() -> Sweep:
-    cfg, sizes = transfer.smoke_base(), (transfer.width(8, 4), transfer.width(8, 4))
-    return other_axes(cfg, 0.12, (128, 256), (1024, 2048), (1, 2), (0.5, 2.0), 1, "seconds on a CPU", *sizes)
+    cfg = transfer.headed(transfer.smoke_base(), 4)
+    return other_axes(cfg, 0.12, (128, 256), (1024, 2048), (1, 2), (0.5, 2.0), 1, "seconds on a CPU", width=8)
 
 
 def axes_tiny() -> Sweep:
-    cfg, note = transfer.base(), "two CPU cores, about ten minutes"
+    cfg, note = transfer.headed(transfer.base()), "two CPU cores, about ten minutes"
     horizons = [98304 * 2**k // 4 for k in range(5)]
-    sizes = transfer.width(64), transfer.width(32)
-    return other_axes(cfg, 2.4e-2, (128, 512, 2048), horizons, (2, 4, 8, 16), (0.5, 2.0, 8.0), 2, note, *sizes, 1)
+    return other_axes(cfg, 2.4e-2, (128, 512, 2048), horizons, (2, 4, 8, 16), (0.5, 2.0, 8.0), 2, note, 64, 1)
 
 
 def axes_small() -> Sweep:
-    cfg = accelerator(**{"parametrization.base_width": 128})
+    cfg = transfer.headed(accelerator(**{"parametrization.base_width": 128}), 64)
     horizons = [512 * 16384 * 2**k // 4 for k in range(5)]
-    note, sizes = "one accelerator, within an hour", (transfer.width(256, 64), transfer.width(128, 64))
-    return other_axes(cfg, 1.6e-2, powers(4096, 65536), horizons, powers(2, 32), (0.5, 2.0, 8.0), 2, note, *sizes, 1)
+    note = "one accelerator, within an hour"
+    return other_axes(cfg, 1.6e-2, powers(4096, 65536), horizons, powers(2, 32), (0.5, 2.0, 8.0), 2, note, 256, 1)
 
 
 def axes_paper() -> Sweep:
@@ -238,8 +234,9 @@ def axes_paper() -> Sweep:
         }
     )
     horizons = [50_000 * 2**19 * 2**k for k in range(3)]
-    note, sizes = "the published setting, as recalled: a TPU pod", (transfer.width(768, 64), transfer.width(384, 64))
-    return other_axes(cfg, 4e-3, powers(2**17, 2**21), horizons, (12, 24, 48), (0.5, 2.0, 8.0), 1, note, *sizes, 1)
+    note = "the published setting, as recalled: a TPU pod"
+    cfg = transfer.headed(cfg, 64)
+    return other_axes(cfg, 4e-3, powers(2**17, 2**21), horizons, (12, 24, 48), (0.5, 2.0, 8.0), 1, note, 768, 1)
 
 
 def analyse_axes(results: Results) -> Analysis:

@@ -42,7 +42,7 @@ CONFIG = ("model.", "parametrization.", "optimizer.", "schedule.", "loss.", "run
 def base(**changes: Any) -> ConfigDict:
     """The tiny setting of every transfer experiment: two layers, 192 updates of 512 tokens, rate falling to zero.
 
-    Heads stay four unless a width says otherwise (see `width`); nothing is clipped, which would hide a rate too high;
+    Heads stay four unless their width is fixed (see `headed`); nothing is clipped, which would hide a rate too high;
     runs are evaluated at their end alone.
     """
     fixed = {
@@ -82,18 +82,21 @@ def smoke_base(**changes: Any) -> ConfigDict:
     return base(**{**fixed, **changes})
 
 
-def width(value: int, head_width: int = 16) -> Point:
-    """A width whose heads stay `head_width` wide and grow in number; with 0 the base's heads grow in width.
+def headed(cfg: ConfigDict, head_width: int = 16) -> ConfigDict:
+    """`cfg` with heads that stay `head_width` wide and grow in number with the width (`family` sees to it).
 
-    Heads of 16 because muP's multiplier of scores, 1 / head width, assumes that queries and keys agree on all features.
-    In a narrow base they agree by chance about as much: with four heads that grow from 8 features to 32 (widths 32 and
-    128, one seed) muP's best rate rose from 0.031 to 0.054 and the wide model's loss was 2.339, or 2.285 with scores
-    put back to 1 / sqrt(head width); with heads of 16 the best rates were 0.024 and 0.025, the loss 2.310.
+    Why: muP multiplies scores by 1 / head width, as if queries and keys agreed on all features. In a narrow base they
+    agree by chance about as much. With four heads that grow from 8 features to 32 (widths 32 and 128, one seed) muP's
+    best rate rose from 0.031 to 0.054 and the wide model's loss was 2.339, or 2.285 with scores put back to
+    1 / sqrt(head width); with heads of 16 the best rates were 0.024 and 0.025, the loss 2.310.
     """
-    if not head_width:
-        return {"model.width": value}
-    heads = {"model.heads": value // head_width, "model.kv_heads": value // head_width}
-    return {"model.width": value, "model.head_width": head_width, **heads}
+    heads = cfg.parametrization.base_width // head_width
+    return override(cfg, {"model.head_width": head_width, "model.heads": heads, "model.kv_heads": heads})
+
+
+def heads(cfg: ConfigDict) -> int:
+    """Heads of a config's width where their width is fixed, else the config's own."""
+    return cfg.model.width // cfg.model.head_width if cfg.model.head_width else cfg.model.heads
 
 
 def rates(centre: float, below: int, above: int, ratio: float = 2.0) -> list[Point]:
@@ -107,8 +110,9 @@ def seeds(count: int) -> list[Point]:
 
 
 def family(sizes: Sequence[Point], grid: Sequence[Point], count: int) -> list[Point]:
-    """Every size at every rate of one grid and under every seed."""
-    return product(list(sizes), seeds(count), list(grid))
+    """Every size at every rate of one grid and under every seed; heads follow the width, see `headed`."""
+    whole = [{"model.heads": heads, "model.kv_heads": heads, **size} for size in sizes]
+    return product(whole, seeds(count), list(grid))
 
 
 class Statistic(NamedTuple):

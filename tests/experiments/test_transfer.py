@@ -164,7 +164,9 @@ def test_a_width_is_one_pack_and_experiments_share_runs():
     assert sorted(pack[0].cfg.model.width for pack in packs) == [32, 64, 128, 256]
     for members in packs:
         assert {run.cfg.parametrization.name for run in members} == {"standard", "mup"}
-        assert len({run.cfg.model.width for run in members}) == 1
+        assert {(run.cfg.model.width, run.cfg.model.heads) for run in members} == {
+            (members[0].cfg.model.width, members[0].cfg.model.width // 16)
+        }
     assert sorted(pack[0].cfg.model.depth for pack in make_packs(depths)) == [2, 4, 8, 16]
     names = [{run.id for run in found} for found in (widths, axes, depths)]
     mup = {run.id for run in depths if run.cfg.parametrization.name == "mup"}
