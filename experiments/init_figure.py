@@ -79,7 +79,7 @@ def _over_depth(panels, rows: Any) -> None:
         axes.yaxis.set_major_formatter(lambda value, _: draw.compact(value))
         axes.yaxis.set_minor_formatter(lambda value, _: draw.compact(value) if f"{value:e}"[0] in "25" else "")
     for depth in depths:
-        panels[1].plot([], [], "o", color=colours[depth], label=f"{depth} layer{'s' * (depth > 1)}")
+        panels[1].plot([], [], "o", color=colours[depth], label=f"{depth} layer" + "s" * int(depth > 1))
     panels[1].plot([], [], "-", color=draw.INK, linewidth=1.1, label="theory, branches / sqrt(2 x depth)")
     panels[1].plot([], [], "--", color=draw.INK, linewidth=1.1, label="theory, branches not scaled (open marks)")
     panels[1].legend(loc="upper right")

@@ -46,7 +46,6 @@ def sweep(widths: Sequence[int], depths: Sequence[int], count: int, note: str, *
         "schedule.warmup_tokens": 0,
         "run.horizon_tokens": batch,
         "run.batch_tokens": batch,
-        "evaluation.sequences": 8,
         "evaluation.statistics": True,
         "execution.microbatch_tokens": batch,
     }
@@ -64,7 +63,7 @@ def sweep(widths: Sequence[int], depths: Sequence[int], count: int, note: str, *
 
 def smoke() -> Sweep:
     """Seconds: two widths of one layer, on the synthetic corpus."""
-    changes = {"model.sequence_length": 16, "data.corpus": "synthetic"}
+    changes = {"model.sequence_length": 16, "data.corpus": "synthetic", "evaluation.sequences": 16}
     return sweep((32, 64), (1,), 2, "seconds on a CPU", **changes)
 
 

@@ -58,7 +58,8 @@ def sweep(cfg: Any, sizes: Sequence[Point], grid: Sequence[Point], count: int, p
 
 def smoke() -> Sweep:
     """Seconds: checks the path, decides nothing."""
-    return sweep(smoke_base(), axis("model.width", [16]), rates(1.0, 0, 0), 4, 4, "seconds on a CPU")
+    cfg = smoke_base(**{"model.heads": 2, "model.kv_heads": 2})
+    return sweep(cfg, axis("model.width", [32]), rates(1.0, 0, 0), 4, 4, "seconds on a CPU")
 
 
 def tiny() -> Sweep:

@@ -75,7 +75,8 @@ def sweep(cfg: Any, width: int, centres: Mapping[str, float], reach: int, count:
 
 def smoke() -> Sweep:
     """Seconds: checks the path, decides nothing."""
-    return sweep(smoke_base(), 16, {"standard": 1e-2, "unit": 3e-2}, 0, 2, "seconds on a CPU")
+    cfg = smoke_base(**{"model.heads": 2, "model.kv_heads": 2})
+    return sweep(cfg, 32, {"standard": 1e-2, "unit": 3e-2}, 0, 2, "seconds on a CPU")
 
 
 def tiny() -> Sweep:

@@ -157,11 +157,15 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """(experiment, results, analysis, report, directory) of each experiment, trained in this process on one root."""
+    """(results, analysis, report, directory) of each experiment, trained in this process on one root.
+
+    Packs of two, so that those of one shape are one program, whichever experiment they belong to.
+    """
+    packs = {"execution.mesh.run": 1, "execution.pack_runs": 2}
     jax.config.update("jax_disable_most_optimizations", True)
     store, found = RunStore(tmp_path_factory.mktemp("root")), {}
     for name, experiment in EXPERIMENTS.items():
-        study = reproduce.open_study(experiment, "smoke", {}, store)
+        study = reproduce.open_study(experiment, "smoke", packs, store)
         corpus = reproduce.open_corpus(study.sweep.base.data, store, Silent())
         runs = reproduce.train_study(study, corpus, Silent())
         results = reproduce.results(study, runs)
