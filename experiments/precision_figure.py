@@ -77,7 +77,7 @@ def _over_training(axes, rows: Any, name: str, batch_tokens: int) -> None:
     axes.set_xscale("symlog", linthresh=tokens[1], linscale=0.4)
     axes.set_yscale("log", base=2)
     axes.set(xlim=(0, tokens[-1]), xlabel="Tokens trained on", ylabel="RMS")
-    shown = [t for t in axes.get_xticks() if 0 <= t <= tokens[-1]]
+    shown = [0, *(t for t in axes.get_xticks() if tokens[1] <= t <= tokens[-1])]
     axes.set_xticks(shown, [draw.compact(t) for t in shown])
     axes.minorticks_off()
     for part, colour in PARTS.items():

@@ -113,7 +113,7 @@ def edge_notes(found: Any, group: Sequence[str]) -> list[str]:
     for key, rows in found.groupby(list(group)):
         tried, best = sorted(set(rows[RATE])), rows.loc[rows["best"], RATE].iloc[0]
         if len(tried) > 1 and best in (tried[0], tried[-1]):
-            named = ", ".join(str(part) for part in key)
+            named = ", ".join(f"{column} {part}" for column, part in zip(group, key))
             notes.append(f"{named}: the reference's best rate {best:g} is an end of those tried, {tried}")
     return notes
 

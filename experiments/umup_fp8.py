@@ -63,13 +63,13 @@ def smoke() -> Sweep:
 
 
 def tiny() -> Sweep:
-    note = "two CPU cores, three minutes"
-    return sweep(base(), axis("model.width", [32, 64, 128]), rates(1.0, 1, 1), 2, 16, note)
+    note = "two CPU cores, five minutes"
+    return sweep(base(), axis("model.width", [32, 64, 128]), rates(0.25, 1, 1), 3, 16, note)
 
 
 def small() -> Sweep:
     note = "one accelerator, within an hour"
-    return sweep(accelerator(), axis("model.width", [128, 256, 512, 1024]), rates(1.0, 1, 1), 2, 32, note)
+    return sweep(accelerator(), axis("model.width", [128, 256, 512, 1024]), rates(0.5, 2, 2), 2, 32, note)
 
 
 def paper() -> Sweep:
