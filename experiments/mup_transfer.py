@@ -4,8 +4,8 @@
     other-axes   the same in muP along batch size, horizon, depth and weight decay, for which width rules say nothing
 
 Heads have one width and grow in number (see `transfer.headed`); muP compares with the narrowest. Each width has one
-grid in muP. In the standard parametrization the best rate was seen to fall about as 1 / width: its grids begin two
-steps under that guess and all reach over the narrowest model's best rate, whose regret is wanted at the widest. A grid
+grid in muP. In the standard parametrization the best rate falls at most as 1 / width: its grids begin two steps under
+that guess and all reach over the narrowest model's best rate, whose regret is wanted at the widest. A grid
 whose lowest loss is at an end extends itself. Statistics and their intervals: see `experiments.transfer`.
 """
 
