@@ -10,10 +10,10 @@ and three statistics of the losses L of a table of runs:
 
 Intervals come from copies of the losses. A copy of a size has its parabola plus residuals drawn with replacement from
 those of all sizes (enlarged by sqrt(n / (n - k)), n residuals of k constants), which hold what a parabola cannot
-follow and the seeds' noise between neighbouring rates; and the mean of its seeds under Dirichlet weights (Rubin 1981)
-in place of the plain mean, enlarged to the variance of a mean of so few, which adds what a seed tilts smoothly. The
-noise of seeds is then in both, so intervals are wide rather than short. Every statistic is computed again from every
-copy; the level is 95 %.
+follow and the seeds' noise between neighbouring rates; and a multiple of each seed's deviation from the mean, normal
+and as large as the error of a mean of so few, over the root of a chi-squared share with the degrees of freedom of all
+sizes' seeds (a Student's t), which adds what a seed tilts smoothly. The noise of seeds is then in both, so intervals
+are wide rather than short. Every statistic is computed again from every copy; the level is 95 %.
 """
 
 from __future__ import annotations
@@ -217,20 +217,30 @@ def parabola(knob: np.ndarray, log_loss: np.ndarray, least: float) -> np.ndarray
     return np.array([least + f.excess if f.method == "surface" else np.nan for f in found])
 
 
-def residuals(found: Sequence[Valley]) -> np.ndarray:
-    """Of all parabolas, enlarged to the variance of the noise; a single zero where they have no degrees of freedom."""
+class Noise(NamedTuple):
+    """Enlarged residuals of all parabolas, [n], and the degrees of freedom of all sizes' seeds about their means."""
+
+    residuals: np.ndarray
+    freedom: int
+
+
+def residuals(found: Sequence[Valley]) -> Noise:
+    """What `copies` draws from; a single residual of zero where parabolas have no degrees of freedom."""
     fits = [v for v in found if not v.reason]
     left = np.concatenate([np.zeros(0)] + [(v.log_loss - v.fitted)[np.isfinite(v.fitted)] for v in fits])
     freedom = len(left) - 3 * len(fits)
-    return left * np.sqrt(len(left) / freedom) if freedom > 0 else np.zeros(1)
+    pool = left * np.sqrt(len(left) / freedom) if freedom > 0 else np.zeros(1)
+    return Noise(pool, sum(len(v.by_seed) - 1 for v in fits))
 
 
-def copies(found: Valley, pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def copies(found: Valley, noise: Noise, rng: np.random.Generator) -> np.ndarray:
     """Log losses with noise, [COPIES, n], as the module's text says."""
-    count = len(found.by_seed)
-    weights = rng.dirichlet(np.ones(count), COPIES)
-    tilts = weights @ found.by_seed * (np.sqrt((count + 1) / (count - 1)) if count > 1 else 0.0)
-    drawn = rng.choice(pool, (COPIES, len(found.knob)))
+    seeds = len(found.by_seed)
+    tilts = np.zeros((COPIES, len(found.knob)))
+    if seeds > 1:
+        share = rng.chisquare(noise.freedom, (COPIES, 1)) / noise.freedom
+        tilts = rng.normal(size=(COPIES, seeds)) @ found.by_seed / np.sqrt(seeds * (seeds - 1) * share)
+    drawn = rng.choice(noise.residuals, (COPIES, len(found.knob)))
     return np.where(np.isfinite(found.fitted), found.fitted + drawn, found.log_loss) + tilts
 
 

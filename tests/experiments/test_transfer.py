@@ -72,13 +72,14 @@ def test_regret_beyond_the_parabola_is_read_between_the_runs():
 
 @pytest.mark.parametrize("noise, tilt", [(0.001, 0.0), (0.0, 0.002)])
 def test_copies_scatter_as_the_noise_makes_optima_scatter(noise, tilt):
-    """Against the closed form of a vertex -b/2c: rough noise is counted twice at most, a seed's tilt once."""
+    """Against the closed form of a vertex -b/2c. Rough noise is counted twice; the seeds' deviations are Student's t with
+    4 degrees of freedom, whose variance is twice the normal's."""
     grid = np.log(2.0) * np.arange(-2, 3)
     rough = noise / np.sqrt(2) / np.sqrt(np.square(grid).sum())
     expected = np.hypot(rough, tilt / np.sqrt(2)) / (2 * CURVATURE)
     samples = [transfer.optima(runs(0.0, noise, tilt, seed=seed), BY)["samples"] for seed in range(6)]
     scatter = np.sqrt(np.mean([np.var(one) for group in samples for one in group]))
-    assert 0.8 * expected < scatter < 1.8 * expected
+    assert 0.9 * expected < scatter < 2.2 * expected
 
 
 @pytest.mark.long
