@@ -72,7 +72,7 @@ def test_regret_beyond_the_parabola_is_read_between_the_runs():
 
 @pytest.mark.parametrize("noise, tilt", [(0.001, 0.0), (0.0, 0.002)])
 def test_copies_scatter_as_the_noise_makes_optima_scatter(noise, tilt):
-    """Against the closed form of a vertex -b/2c. Rough noise is counted twice; the seeds' deviations are Student's t with
+    """Against the closed form of a vertex -b/2c. Rough noise is counted twice; seeds' deviations are Student's t with
     4 degrees of freedom, whose variance is twice the normal's."""
     grid = np.log(2.0) * np.arange(-2, 3)
     rough = noise / np.sqrt(2) / np.sqrt(np.square(grid).sum())
