@@ -107,8 +107,8 @@ def sweep(cfg: Any, models: list[Point], grid: Sequence[Point], seeds: int, note
 
 def smoke() -> Sweep:
     """Seconds: checks the path, decides nothing."""
-    models = sizes([(8, 1), (16, 1), (16, 2), (24, 2)], 8)
-    return sweep(transfer.smoke_base(), models, transfer.rates(3e-2, 1, 1), 1, "seconds on a CPU")
+    models = sizes([(8, 1), (12, 1), (16, 1), (20, 1)], 4)
+    return sweep(transfer.smoke_base(), models, transfer.rates(6e-2, 1, 1), 2, "seconds on a CPU")
 
 
 def tiny() -> Sweep:
@@ -266,10 +266,10 @@ def analyse(results: Results) -> Analysis:
         }
     caveats = {"spread": ("rungs count as independent",), "gain": ()}
     findings = [judge(CLAIMS[key], *statistics[key], blocked=blocked, caveats=caveats[key]) for key in CLAIMS]
-    tables = {
-        "ladder": pandas.concat([rung_rows(each) for each in found.values()] or [pandas.DataFrame()]),
-        "laws": pandas.DataFrame([law_row(each) for each in found.values()]),
-    }
+    tables = {}
+    if found:
+        tables["ladder"] = pandas.concat([rung_rows(each) for each in found.values()])
+        tables["laws"] = pandas.DataFrame([law_row(each) for each in found.values()])
     epochs = results.table["epochs"].max()
     notes = [*reasons, *(said for each in found.values() for said in lost(each))]
     notes += [f"the longest run passes over the corpus {epochs:.1f} times"] if epochs > 1 else []

@@ -61,11 +61,11 @@ def sweep(widths: Sweep, between: Sequence[int]) -> Sweep:
 
 
 def smoke() -> Sweep:
-    return sweep(mup_transfer.width_smoke(), (24, 40))
+    return sweep(mup_transfer.width_smoke(), (12, 20, 24))
 
 
 def tiny() -> Sweep:
-    return sweep(mup_transfer.width_tiny(), (40, 48, 80, 96, 160, 192))
+    return sweep(mup_transfer.width_tiny(), (48, 80, 96, 112, 160, 192))
 
 
 def small() -> Sweep:
@@ -264,10 +264,10 @@ def analyse(results: Results) -> Analysis:
         judge(claim, *statistics[key], blocked=reasons.get(key, why if key == "scatter" else ""), caveats=(seeds,))
         for key, claim in CLAIMS.items()
     ]
-    tables = {
-        "predictions": pandas.DataFrame([prediction_row(each) for each in found.values()]),
-        "widths": pandas.concat([width_rows(each) for each in found.values()] or [pandas.DataFrame()]),
-    }
+    tables = {}
+    if found:
+        tables["predictions"] = pandas.DataFrame([prediction_row(each) for each in found.values()])
+        tables["widths"] = pandas.concat([width_rows(each) for each in found.values()])
     notes = [*reasons.values(), *(said for each in found.values() for said in warnings(each))]
 
     def draw(stem):

@@ -197,5 +197,6 @@ def _search(axes: Any, found: Any) -> None:
     )
     lowest, first = min(low[-1], losses[-1]), losses[0]
     reach = max(first - lowest, 0.01 * lowest)
+    axes.set_xlim(0, 1.15 * max(counts[-1], runs[-1]))
     axes.set_ylim(lowest - 0.1 * reach, first + 1.6 * reach)
     axes.legend(loc="upper right", labelspacing=0.3)

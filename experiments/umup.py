@@ -96,7 +96,7 @@ def sweep(widths: Sweep, best: float, steps: tuple[int, int], draws: int, note: 
 
 
 def smoke() -> Sweep:
-    return sweep(mup_transfer.width_smoke(), 0.5, (2, 2), 4, "seconds on a CPU")
+    return sweep(mup_transfer.width_smoke(), 0.5, (2, 3), 2, "seconds on a CPU")
 
 
 def tiny() -> Sweep:
@@ -328,7 +328,8 @@ def analyse(results: Results) -> Analysis:
     analysis = transfer.report("u-muP: learning rate across widths, and the cost of tuning", list(families.values()),
                                findings, results)  # fmt: skip
     whole = [found for found in searches.values() if found.whole]
-    tables = {"searches": pandas.DataFrame([row for found in whole for row in search_rows(found)])}
+    rows = [row for found in whole for row in search_rows(found)]
+    tables = {"searches": pandas.DataFrame(rows)} if rows else {}
 
     def draw(stem):
         from experiments import prediction_figure

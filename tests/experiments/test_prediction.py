@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+from small_packs import quickly_compiled  # noqa: F401
 
 from experiments import cerebras, loss_prediction, transfer, umup
-from lab.sweep.experiment import Results
+from lab.sweep.axes import apply
+from lab.sweep.experiment import Results, find_experiments
+from lab.sweep.reproduce import open_corpus, open_study, report, results, train_study
+from lab.train.store import RunStore
 
 NAME, WIDTH, N, RATE = loss_prediction.NAME, loss_prediction.WIDTH, loss_prediction.N, transfer.RATE
 WIDTHS = (32, 40, 48, 64, 80, 96, 128, 160, 192, 256)
+PACKS = {"execution.mesh.run": 1, "execution.pack_runs": 2}  # one compilation a shape, whatever the stage
 GRID = [point[RATE] for point in transfer.rates(1e-2, 3, 3)]
+
+
+@pytest.fixture(autouse=True)
+def fewer_copies(monkeypatch):
+    monkeypatch.setattr(transfer, "COPIES", 60)
 
 
 def run(loss, **columns):
@@ -41,7 +53,7 @@ def world(noise=0.001, seeds=2, standard=1.0, best=1e-2, stages=2):
     return pd.DataFrame(rows)
 
 
-def results(table, seeds=2):
+def widths(table, seeds=2):
     return Results(table, lambda name: None, {"widths": WIDTHS, "seeds": seeds})
 
 
@@ -50,7 +62,7 @@ def verdicts(analysis):
 
 
 def test_a_law_of_the_small_widths_predicts_the_largest():
-    found = loss_prediction.analyse(results(world()))
+    found = loss_prediction.analyse(widths(world()))
     assert verdicts(found)[:2] == ["holds", "holds"]
     table = found.tables["predictions"].set_index("parametrization")
     assert table.loc["mup", "predicted"] == pytest.approx(law(size(256)), rel=3e-3)
@@ -63,14 +75,14 @@ def test_the_largest_width_does_not_enter_its_prediction():
     wrong = table.assign(loss=np.where(table[WIDTH] == 256, 9.0, table["loss"]))
     one, other = (loss_prediction.predict(transfer.ended(t), "mup", WIDTHS) for t in (table, wrong))
     assert one.predicted == other.predicted and one.error.value != other.error.value
-    assert verdicts(loss_prediction.analyse(results(wrong)))[0] == "contradicted"
+    assert verdicts(loss_prediction.analyse(widths(wrong)))[0] == "contradicted"
 
 
 def test_stages_follow_one_another():
     first = world(stages=1)
-    assert {p[WIDTH] for p in loss_prediction.extend(results(first))} == set(WIDTHS[:-1])
+    assert {p[WIDTH] for p in loss_prediction.extend(widths(first))} == set(WIDTHS[:-1])
     second = world()[lambda t: t[WIDTH] < 256]
-    last = loss_prediction.extend(results(second))
+    last = loss_prediction.extend(widths(second))
     assert {(p[NAME], p[WIDTH], p[RATE], p["run.seed"]) for p in last} == {
         (name, 256, GRID[3], seed) for name in ("standard", "mup") for seed in range(2)
     }
@@ -78,8 +90,8 @@ def test_stages_follow_one_another():
 
 def test_an_edge_extends_and_decides_nothing():
     edge = world(best=0.2, stages=1)
-    assert {p[RATE] for p in loss_prediction.extend(results(edge))} == {0.16}
-    found = loss_prediction.analyse(results(edge))
+    assert {p[RATE] for p in loss_prediction.extend(widths(edge))} == {0.16}
+    found = loss_prediction.analyse(widths(edge))
     assert verdicts(found) == ["inconclusive"] * 3
     assert "edge" in found.findings[0].reason
 
@@ -88,14 +100,14 @@ def test_diverged_runs_count_as_a_uniform_guess():
     table = world()
     gone = (table[NAME] == "standard") & (table[WIDTH] >= 192)
     table.loc[gone, ["loss", "status"]] = [np.nan, "diverged"]
-    found = loss_prediction.analyse(results(table))
+    found = loss_prediction.analyse(widths(table))
     assert verdicts(found)[1] == "holds" and "2 of 2 runs of width 192 diverged" in " ".join(found.notes)
     measured = found.tables["predictions"].set_index("parametrization").loc["standard", "measured"]
     assert measured == pytest.approx(np.log(256))
 
 
 def test_one_seed_is_enough_for_a_scatter_about_the_law(tmp_path):
-    found = loss_prediction.analyse(results(world(seeds=1), seeds=1))
+    found = loss_prediction.analyse(widths(world(seeds=1), seeds=1))
     assert found.findings[0].interval.known and found.draw(tmp_path / "figure").stat().st_size > 10_000
 
 
@@ -165,8 +177,6 @@ def test_a_ladder_says_what_it_lacks():
 def test_the_standard_ladder_lowers_its_rate_as_published():
     assert [cerebras.share(times) for times in (1, 2, 5, 30, 60)] == pytest.approx([1, 1, 1 / 3, 1 / 3, 0.2])
     sweep = cerebras.paper()
-    from lab.sweep.axes import apply
-
     by_name = {}
     for point in sweep.points:
         cfg = apply(sweep.base, point)
@@ -278,3 +288,25 @@ def test_expected_runs_of_a_joint_search_are_clopper_and_pearsons():
     ends = binomtest(4, 20).proportion_ci(0.95, "exact")
     assert value == pytest.approx(21 / 5)
     assert (interval.low, interval.high) == pytest.approx((1 / ends.high, 1 / ends.low))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One root for the experiments, two of which share runs."""
+    return RunStore(tmp_path_factory.mktemp("root"))
+
+
+@pytest.mark.usefixtures("quickly_compiled")
+@pytest.mark.parametrize("name, claims", [("umup/width", 6), ("loss-prediction/mup", 3), ("cerebras/ladder", 2)])
+def test_smoke_goes_from_sweep_to_verdicts(name, claims, store):
+    experiment = find_experiments()[name]
+    study = open_study(experiment, "smoke", PACKS, store)
+    display = SimpleNamespace(**dict.fromkeys(("add", "say", "warn", "pack", "progress"), lambda *_: None))
+    corpus = open_corpus(study.sweep.base.data, store, display)
+    trained = train_study(study, corpus, display)
+    found = experiment.analyse(results(study, trained))
+    document = report(study, found, trained, corpus)
+    assert document["status"] == {"finished": len(trained)} and len(document["verdicts"]) == claims
+    wanted = {"umup/width": "searches", "loss-prediction/mup": "predictions", "cerebras/ladder": "laws"}[name]
+    assert len(found.tables[wanted]) == (4 if wanted == "searches" else 2)
+    assert (study.directory / document["figure"]).stat().st_size > 10_000
