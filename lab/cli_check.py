@@ -40,7 +40,7 @@ def add_verbs(verb: Any) -> None:
     sub.add_argument("--axes", help="some of width, heads, depth (default: those that apply)")
     sub.add_argument("--widths", help="of width and heads, at least 16x (default: 32,64,128,256,512)")
     sub.add_argument("--depths", help="of depth, at least 16x (default: 2,4,8,16,32)")
-    sub.add_argument("--seeds", type=int, default=5, help="draws of weights and tokens (default: %(default)s)")
+    sub.add_argument("--seeds", type=int, default=10, help="draws of weights and tokens (default: %(default)s)")
     sub.add_argument("--updates", type=int, default=4, help="of the optimizer (default: %(default)s)")
     sub.add_argument("--optimizer", default="adamw", help="adamw, sgd, lamb or lion (default: %(default)s)")
     sub.add_argument("--quiet", action="store_true", help="no progress on standard error")

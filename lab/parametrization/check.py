@@ -254,7 +254,7 @@ def check(
     axes: Sequence[str] = (),
     widths: Sequence[int] = WIDTHS,
     depths: Sequence[int] = DEPTHS,
-    seeds: int = 5,
+    seeds: int = 10,
     updates: int = 4,
     given: frozenset[str] = frozenset(),
     say: Callable[[str], None] = lambda line: None,

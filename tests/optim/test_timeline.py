@@ -117,3 +117,14 @@ def test_evaluations_are_increasing_whole_steps_that_end_at_the_last(batch, poin
     assert (np.diff(steps) > 0).all() and 1 <= steps[0] and steps[-1] == 4096 // batch and len(steps) <= points + 1
     if first <= 4096 and points > 1:
         assert (steps[0] - 1) * batch < first <= max(first, steps[0] * batch)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("peak", [0.5, 0.01])
+def test_independent_decay_does_not_depend_on_the_peak(name, peak):
+    """An update multiplies weights by 1 - schedule x coefficient (arXiv:2309.14322); coupled, by 1 - rate x that."""
+    changes = {"schedule__name": name, "optimizer__learning_rate": peak, "optimizer__weight_decay": 0.3}
+    shape = schedule(config(**changes), (np.arange(64) + 0.5) * 64)
+    for decay, expected in (("independent", 0.3 * shape), ("coupled", 0.3 * peak * shape)):
+        made = timeline(config(**changes, optimizer__decay=decay))
+        np.testing.assert_allclose(made.learning_rate * made.weight_decay, expected, rtol=1e-6)  # float32 columns
