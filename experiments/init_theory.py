@@ -68,7 +68,7 @@ def smoke() -> Sweep:
 
 
 def tiny() -> Sweep:
-    return sweep((64, 128, 256, 512), (2, 4, 8), 3, "two CPU cores, three minutes, most of them compilation")
+    return sweep((32, 64, 128, 256), (2, 4, 8), 3, "two CPU cores, three minutes, most of them compilation")
 
 
 def small() -> Sweep:
