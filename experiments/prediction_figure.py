@@ -151,7 +151,7 @@ def searches(families: Sequence[Any], found: Sequence[Any], findings: Sequence[A
       families: `experiments.transfer.Family` of each parametrization.
       found: `experiments.umup.Search` of each that was searched to the end.
     """
-    from experiments.transfer_figure import _best, _losses
+    from experiments.transfer_figure import best, losses
 
     with draw.style():
         below = draw.caption_height(findings) + 0.75
@@ -163,8 +163,8 @@ def searches(families: Sequence[Any], found: Sequence[Any], findings: Sequence[A
         figure.text(0.02, 1 - 0.35 / whole, subtitle, size=8.5, color=draw.FAINT, va="top")
         draw.caption(figure, findings, below - 0.55)
         for axes, family in zip(panels[0], families):
-            _losses(axes, family)
-        _best(panels[1][0], families)
+            losses(axes, family)
+        best(panels[1][0], families)
         for axes, name in zip(panels[1][1:], ("mup", "umup")):
             axes.set_title(f"{TITLES[name]}: tuning at the narrowest width", fontsize=9)
             axes.set(xlabel="Runs", ylabel="Lowest loss so far, nats per token")

@@ -36,15 +36,15 @@ def figure(stem: Path, title: str, subtitle: str, found: Sequence[Family], findi
         canvas.text(0.02, 1 - 0.38 / height, subtitle, size=8.5, color=draw.FAINT, va="top")
         places = panels.ravel()
         for axes, family in zip(places, found):
-            _losses(axes, family)
-        _best(places[len(found)], found)
+            losses(axes, family)
+        best(places[len(found)], found)
         for axes in places[len(found) + 1 :]:
             axes.set_axis_off()
         draw.caption(canvas, findings, below - 0.05, wrap)
     return draw.save(canvas, stem)[0]
 
 
-def _losses(axes: Axes, family: Family) -> None:
+def losses(axes: Axes, family: Family) -> None:
     """Seed means, the parabola of each size where it was fitted, its lowest point as a diamond."""
     colours = draw.sequence_of_colours(len(family.valleys))
     for valley, colour in zip(family.valleys, colours):
@@ -81,7 +81,7 @@ def _parabola(valley: Valley) -> tuple[np.ndarray, np.ndarray]:
     return x, np.polyval(np.polyfit(at - valley.at, valley.fitted[near], 2), x - valley.at)
 
 
-def _best(axes: Axes, found: Sequence[Family]) -> None:
+def best(axes: Axes, found: Sequence[Family]) -> None:
     """Best rate with its interval and the fitted power law; sizes relative to the smallest where families differ."""
     sizes = {family.size for family in found}
     for family, colour, mark in zip(found, FAMILY_COLOURS, MARKS):

@@ -108,6 +108,8 @@ def table(columns: Mapping[str, Sequence[Any]], width: int | None = None) -> str
             title = re.sub(r"(?<=[a-z]{2})[_.](?=[a-z]{2})", " ", name)
             head = textwrap.wrap(title, body, break_long_words=False, break_on_hyphens=False)
             shown.append(Column(head, cells, words))
+    if not shown:
+        return "(empty)"
     blocks, room = [shown[:1]], width or screen_width()
     for column in shown[1:]:
         if len(blocks[-1]) > 1 and sum(other.width + 2 for other in blocks[-1]) + column.width > room:

@@ -31,7 +31,7 @@ class Sweep:
       points: see `lab.sweep.axes`.
       note: what this scale is for, in a sentence: hardware and time.
       settings: numbers of the analysis that belong to the scale (targets, reference batch, ...).
-      extensions: how often the sweep may extend itself where the best value of a tuned axis lies on its edge.
+      extensions: how often the sweep may extend itself (a best value lies on the edge of its axis, a stage follows).
     """
 
     base: ConfigDict

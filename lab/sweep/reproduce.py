@@ -85,7 +85,7 @@ def train_study(study: Study, corpus: Any, display: Display, retry_failed: bool 
         added = [run for run in study.runs(corpus, further) if run.id not in known]
         if not added:
             break
-        display.say(f"the best value of a tuned axis lies on its edge: {len(added)} runs more")
+        display.say(f"the sweep extends itself: {len(added)} runs more")
         runs += added
         display.add(sum(whole_tokens(run.cfg) for run in added))
         train_missing(study.store, runs, corpus, display)

@@ -19,6 +19,10 @@ def test_numbers_as_people_say_them():
     assert interval([688.4, INFINITE]) == interval([688.4, None]) == "[688.4, ...]" and interval(None) == "no interval"
 
 
+def test_a_table_of_nothing_says_so():
+    assert table({}) == table({"rate": []}) == "(empty)"
+
+
 COLUMNS = {
     "group": ["85M", "1.2B"],
     "critical_batch_sequences": [745.31, 2533.2],
