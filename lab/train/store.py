@@ -36,7 +36,6 @@ from lab.errors import HeldError, ResultsError, UserError
 from lab.files import full_disk_in_one_line, one_line, seal, unseal, write_beside
 
 CHUNK_ROWS = 1024
-TABLES_OF_CURVES = ("train", "evaluations")
 _TABLE_SEAL = re.compile(rb"windtunnel-sha256:([0-9a-f]{64})")
 
 

@@ -26,6 +26,8 @@ def test_every_setting_that_is_read_changes_it(key):
         "averaging.window_tokens": {"averaging.name": "exponential"},
         "averaging.window_fraction": {"averaging.name": "polynomial"},
         "parametrization.base_width": {"parametrization.name": "mup"},
+        "parametrization.base_depth": {"parametrization.name": "completep"},
+        "optimizer.decay": {"optimizer.weight_decay": 0.1},
         "model.heads": {"model.kv_heads": 2},
     }
     others = {
@@ -35,6 +37,9 @@ def test_every_setting_that_is_read_changes_it(key):
         "model.activation": "silu",
         "model.norm": "layer",
         "model.compute_dtype": "bfloat16",
+        "model.precision": "fp8",
+        "parametrization.base_depth": 2,
+        "optimizer.decay": "independent",
         "parametrization.name": "mup",
         "optimizer.name": "lion",
         "schedule.name": "cosine",
@@ -60,6 +65,8 @@ def test_execution_paths_and_what_is_not_read_do_not():
         {"averaging__window_tokens": 7},
         {"averaging__window_fraction": 0.7},
         {"parametrization__base_width": 128},
+        {"parametrization__base_depth": 1},
+        {"optimizer__decay": "independent"},  # of no decay
         {"data__vocabulary": "sentencepiece", "data__vocabulary_size": 7, "data__validation_fraction": 0.2},
         {"model__remat": "full"},
         {"model__head_width": 16},  # what 0 stands for here
