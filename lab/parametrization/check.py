@@ -43,7 +43,7 @@ SCORES_AT_INIT = -0.5
 SPAN = 16  # of sizes, largest over smallest
 BATCH = 1  # sequences: the fewer tokens, the sooner sums over features outweigh chance
 CHANGE = 0.25  # of a hidden product by one update at the smallest size: enough for training to matter
-SGD_RATE = 1.0  # its updates are of the gradient's size, which rules do not tell
+SGD_RATE = 2.0**-5  # its updates are of the gradient's size, which rules do not tell
 
 
 @dataclasses.dataclass(frozen=True)
