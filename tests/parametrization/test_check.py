@@ -94,8 +94,8 @@ def test_under_sgd_the_first_updates_of_queries_and_keys_are_late():
     found = check("mup", optimizer="sgd", axes=("width",))
     slopes = {row.name: row.slope for row in found.axes[0].rows}
     assert found.offender[1].name == "update layers/attention/query"
-    for weight in ("query", "key"):
-        assert -1.75 < slopes[f"update layers/attention/{weight}"] < -1.25
+    for part in ("query", "key"):
+        assert -1.75 < slopes[f"update layers/attention/{part}"] < -1.25
     late = ("attention/query", "attention/key", "attention/scores")
     assert all(any(part in row.name for part in late) for _, row in told(found)), told(found)
 
