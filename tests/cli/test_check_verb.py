@@ -12,7 +12,7 @@ import pytest
 from tests.cli.answers import assert_refused
 
 README = Path(__file__).resolve().parents[2] / "lab" / "parametrization" / "README.md"
-QUICK = ("--widths", "16,64,256", "--axes", "heads", "--quiet", "--model.depth=1")
+QUICK = ("--widths", "32,128,512", "--axes", "heads", "--quiet")  # programs of tests/parametrization/test_check.py
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_passes_with_a_document(lab):
     document = json.loads(out)
     assert code == 0 and document["passed"] and document["first_offender"] is None and err == ""
     (axis,) = document["axes"]
-    assert (axis["axis"], axis["sizes"], document["optimizer"]) == ("heads", [16, 64, 256], "adamw")
+    assert (axis["axis"], axis["sizes"], document["optimizer"]) == ("heads", [32, 128, 512], "adamw")
     rows = {row["name"]: row for row in axis["rows"]}
     query = rows["update layers/attention/query"]
     assert query["expected"] == [-1, -1] and query["low"] <= query["slope"] <= query["high"]
@@ -49,13 +49,13 @@ def test_fails_with_a_table_that_names_the_first_offender(lab):
     code, out, err = lab("check", "parametrization", "standard", "--seeds", "3", *QUICK)
     assert code == 1 and err == ""
     assert re.search(r"update layers/attention/query +[-0-9.]+ \[.*\] +-1 +fail", out)
-    assert "heads 16, 64, 256: fail, first at update layers/attention/query" in out
+    assert "heads 32, 128, 512: fail, first at update layers/attention/query" in out
     assert out.splitlines()[-1] == "standard does not pass with adamw"
 
 
 def test_the_example_of_the_readme(lab, mine):
     """Checked, and trained with, as the README says; it is mup by another name, so that losses are mup's."""
-    code, out, _ = lab("check", "parametrization", f"{mine}:table3", *QUICK)
+    code, out, _ = lab("check", "parametrization", f"{mine}:table3", "--seeds", "6", *QUICK)
     assert code == 0 and "table3 passes with adamw" in out
     losses = {}
     for name in ("table3", "mup"):
