@@ -337,18 +337,22 @@ def study(name: str, rows: Any, size: str, knob: str = RATE) -> Family:
     return Family(name, size, found, valleys(rows, [size], knob), drift(found, size), regret(rows, found, size, knob))
 
 
-def verdict(claim: Claim, found: Family, what: str = "slope", shift: float = 0.0, incomparable: str = "") -> Finding:
+def verdict(
+    claim: Claim, found: Family, what: str = "slope", shift: float = 0.0, caveats: tuple[str, ...] = ()
+) -> Finding:
     """The verdict on a claim about a family's "slope" or "regret", of which `shift` is taken off first.
 
-    A slope through fewer than three optima is not judged, nor what is `incomparable` with the paper's setting, and why;
-    sizes without an optimum are named.
+    A slope through fewer than three optima is not judged; sizes without one are named, beside the other caveats.
     """
     number, interval = getattr(found, what)
     lost = [f"{found.size} {row[found.size]:g}: {row['reason']}" for _, row in missing(found.optima)]
     few = len(found.optima) - len(lost) < 3 and what == "slope"
-    blocked = "; ".join(["fewer than three sizes have an optimum", *lost]) if few else incomparable
+    blocked = "; ".join(["fewer than three sizes have an optimum", *lost]) if few else ""
     moved = dataclasses.replace(interval, low=interval.low - shift, high=interval.high - shift)
-    caveats = tuple(f"without {text}" for text in lost) if what == "slope" and not few else ()
+    if shift:
+        caveats += (f"the {what} itself is {number:.3g}",)
+    if what == "slope" and not few:
+        caveats += tuple(f"without {text}" for text in lost)
     return judge(claim, number - shift, moved, blocked, caveats)
 
 

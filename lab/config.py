@@ -121,6 +121,7 @@ CHOICES = {
 POSITIVE = (
     "model.width model.depth model.sequence_length model.rope_base "
     "parametrization.base_width parametrization.base_depth parametrization.residual_ratio "
+    "parametrization.attention_multiplier parametrization.activation_multiplier "
     "parametrization.init_scale "
     "optimizer.learning_rate optimizer.epsilon "
     "averaging.window_tokens averaging.window_fraction run.horizon_tokens run.batch_tokens data.vocabulary_size "

@@ -4,8 +4,8 @@ With l the number of layers over the base model's, and u = l^(alpha - 1) the cha
 the sum of l branches, each multiplied by l^-alpha, changes as much at every depth (Yang et al. 2023, arXiv:2310.02244,
 section 3; Dey et al. 2025, arXiv:2505.01618, table 1), weights of the stack get these factors beside those in width:
 
-    branch     learning rate: adam, lamb    sgd             weight decay          epsilon
-    l^-alpha   l^(alpha - 1)                l^(2 alpha - 1) 1 over learning rate  l^-alpha
+    branch     learning rate: adam, lamb    sgd             weight decay                    epsilon
+    l^-alpha   l^(alpha - 1)                l^(2 alpha - 1) 1 over learning rate (lamb: 1)  l^-alpha
 
 sgd's follows from its gradient, which the branch multiplies by l^-alpha. Initial scales are those of the base depth:
 they do not shrink as the stack grows, the branch multiplier does that.
@@ -28,7 +28,7 @@ def in_depth(inner: Parametrization, alpha: float) -> Parametrization:
             return dataclasses.replace(
                 found,
                 learning_rate=found.learning_rate * rate,
-                weight_decay=found.weight_decay / rate,
+                weight_decay=found.weight_decay / (1 if subject.family == "lamb" else rate),
                 epsilon=found.epsilon * ratio**-alpha,
             )
 

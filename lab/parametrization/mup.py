@@ -13,10 +13,11 @@ model's), at the base width everything equals `standard`, and the best learning 
 
 "of the base" is the initial std that `standard` has at the base width. Weight decay is 1 over the learning rate's
 factor (0 for norm, bias and recurrence), so that learning rate x weight decay does not depend on width; LAMB decays
-inside the ratio of norms, where the hidden direction keeps its proportion with sqrt(r_in). Hidden sgd rates are the
-table's 1 where both fans grow alike and stay right where one does not (keys of a fixed number of heads). Epsilon
-follows the size of the gradient that it is added to. Scores are multiplied by sqrt(base head width / head width) beside
-1/sqrt(head width): 1/head width in all. Logits of a tied readout are multiplied by 1/sqrt(base width) x 1/r.
+inside the ratio of norms, where decay x weight is to keep its proportion to a direction of size 1: sqrt(r_in) again.
+Hidden sgd rates are the table's 1 where both fans grow alike and stay right where one does not (keys of a fixed number
+of heads). Epsilon follows the size of the gradient that it is added to. Scores are multiplied by sqrt(base head width /
+head width) beside 1/sqrt(head width): 1/head width in all. Logits of a tied readout are multiplied by 1/sqrt(base
+width) x 1/r; they start at the size that a token's own embedding in the stream gives them.
 A router is a readout onto experts; a recurrence weight is a bias that is not decayed.
 """
 
@@ -34,9 +35,7 @@ def _rate(subject: Subject, adam: float, lamb: float, sgd: float) -> float:
 
 def embedding(s: Subject) -> WeightScale:
     rate = _rate(s, 1.0, 1.0, s.r_out)
-    return WeightScale(
-        standard.initial_std(s.base), learning_rate=rate, weight_decay=1 / rate, epsilon=1 / s.r_out
-    )
+    return WeightScale(standard.initial_std(s.base), learning_rate=rate, weight_decay=1 / rate, epsilon=1 / s.r_out)
 
 
 def hidden(s: Subject) -> WeightScale:

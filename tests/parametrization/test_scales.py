@@ -117,11 +117,20 @@ def test_width_head_count_and_depth_move_independently():
 
 
 @pytest.mark.parametrize("name", known())
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["adam", "sgd"])
 def test_decay_per_step_does_not_depend_on_width_or_depth(name, family):
     found = scales(family, {**WIDE, **DEEP}, name=name)
     product = jax.tree.map(lambda rate, decay: rate * decay, found.learning_rate, found.weight_decay)
     assert {round(leaf, 12) for leaf in jax.tree.leaves(product)} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("name", sorted(set(known()) - {"standard"}))
+def test_lamb_keeps_the_proportion_of_decay_to_a_direction_of_size_1(name):
+    """Inside its ratio of norms: decay x size of the weight is that of the base model, whatever the learning rate."""
+    large = WIDE if name == "mup" else {**WIDE, **DEEP}  # mup keeps the standard's initial scale in depth
+    base, wide = (scales("lamb", model, name=name) for model in ({}, large))
+    one, other = (jax.tree.map(lambda d, std: d * std, s.weight_decay, s.init_std) for s in (base, wide))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), one, other)
 
 
 def test_key_heads_that_do_not_grow_have_the_sgd_rate_of_their_own_ratios():
