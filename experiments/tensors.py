@@ -114,7 +114,8 @@ def edge_notes(found: Any, group: Sequence[str]) -> list[str]:
         tried, best = sorted(set(rows[RATE])), rows.loc[rows["best"], RATE].iloc[0]
         if len(tried) > 1 and best in (tried[0], tried[-1]):
             named = ", ".join(f"{column} {part}" for column, part in zip(group, key))
-            notes.append(f"{named}: the reference's best rate {best:g} is an end of those tried, {tried}")
+            way = "below" if best == tried[0] else "above"
+            notes.append(f"{named}: the reference's best rate {best:g} is an end of those tried: extend {way} it")
     return notes
 
 
