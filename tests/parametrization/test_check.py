@@ -51,13 +51,18 @@ def told(found):
     return [(axis.axis, row) for axis in found.axes for row in axis.rows if row.verdict != "pass"]
 
 
-@pytest.mark.parametrize("name", ["mup", "umup"])
+@pytest.mark.parametrize("name", [pytest.param("mup", marks=pytest.mark.long), "umup"])  # more programs, and minutes
 def test_passes_in_every_axis_that_it_claims(name):
     found = check(name)
     claimed = ["width", "heads"] if name == "mup" else ["width", "heads", "depth"]
     assert [axis.axis for axis in found.axes] == claimed
     assert found.passed, told(found)
     assert set(found.left_out) == {"width", "heads", "depth"} - set(claimed)
+
+
+def test_mup_passes_in_width():
+    found = check("mup", axes=("width",))
+    assert found.passed, told(found)
 
 
 @pytest.mark.parametrize("name", ["depth-mup", "completep"])
