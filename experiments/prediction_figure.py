@@ -120,8 +120,8 @@ def ladder(ladders: Sequence[Any], published: dict[str, float], findings: Sequen
             right.vlines(flops * shift, 0, 100 * curve.residuals, color=colour, linewidth=1.2)
             draw.points(right, flops * shift, 100 * curve.residuals, colour=colour, label=label)
         for size, at, loss in _names(ladders):
-            left.annotate(f"N = {draw.compact(size)}", (at, loss), (-5, -10), textcoords="offset points", size=7,
-                          ha="right", color=draw.FAINT)  # fmt: skip
+            left.annotate(f"N = {draw.compact(size)}", (at, loss), (5, 5), textcoords="offset points", size=7,
+                          ha="left", color=draw.FAINT)  # fmt: skip
         left.set(xscale="log", yscale="log", xlabel="Training FLOPs", ylabel="Loss, nats per token", title="Loss")
         right.set(xscale="log", xlabel="Training FLOPs", ylabel="Measured less fitted, % of loss", title="Residuals")
         right.axhline(0, color=draw.INK, linewidth=0.9)

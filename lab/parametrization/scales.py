@@ -196,16 +196,9 @@ def find(name: str) -> Parametrization:
 def base_of(model_config, parametrization_config) -> Any:
     """The `model` node of the base model: the model itself but for the sizes that the parametrization compares.
 
-    Raises ConfigError where the base is larger than the model, or cannot be had.
+    Raises ConfigError where the base cannot be had. It may be the larger of the two: rules hold both ways.
     """
     compared, base = find(parametrization_config.name).base, model_config
-    for size in compared:
-        found, limit = parametrization_config[f"base_{size}"], model_config[size]
-        if found > limit:
-            raise ConfigError(
-                f"parametrization.base_{size} is {found}, larger than model.{size}={limit}; expected at most the "
-                "model's: a base model is the small one, at which hyperparameters were tuned"
-            )
     if "width" in compared:
         base = registry.at_width(base, parametrization_config.base_width)
     if "depth" in compared:

@@ -193,10 +193,6 @@ def test_what_cannot_be_scaled_is_one_line():
         scales(model={"head_width": 4}, name="mup", base_width=10)
     with pytest.raises(ConfigError, match="model.heads=4 does not divide model.width=10"):
         scales(name="mup", base_width=10)
-    with pytest.raises(ConfigError, match="parametrization.base_width is 32, larger than model.width=16"):
-        scales(name="mup", base_width=32)
-    with pytest.raises(ConfigError, match="parametrization.base_depth is 3, larger than model.depth=2"):
-        scales(name="completep", base_depth=3)
     grown = Record((8, 4), ("a", "b"), (0,), (1,), (0,), None, "hidden")
     check_pair("w", grown, dataclasses.replace(grown, shape=(2, 4)))
     with pytest.raises(ConfigError, match="weight w is .8, 4., and .8, 2. in the base model"):
