@@ -51,7 +51,8 @@ def told(found):
     return [(axis.axis, row) for axis in found.axes for row in axis.rows if row.verdict != "pass"]
 
 
-@pytest.mark.parametrize("name", [pytest.param("mup", marks=pytest.mark.long), "umup"])  # more programs, and minutes
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["mup", "umup"])
 def test_passes_in_every_axis_that_it_claims(name):
     found = check(name)
     claimed = ["width", "heads"] if name == "mup" else ["width", "heads", "depth"]
@@ -60,8 +61,9 @@ def test_passes_in_every_axis_that_it_claims(name):
     assert set(found.left_out) == {"width", "heads", "depth"} - set(claimed)
 
 
-def test_mup_passes_in_width():
-    found = check("mup", axes=("width",))
+@pytest.mark.parametrize("name, axes", [("mup", ("width",)), ("umup", ("width", "depth"))])
+def test_passes(name, axes):
+    found = check(name, axes=axes)
     assert found.passed, told(found)
 
 
