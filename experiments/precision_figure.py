@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments import tensors
+from lab.models.precision import POLICIES
 from lab.report import figure as draw
 from lab.report.findings import Finding
 
@@ -41,7 +42,7 @@ def training_figure(found: Any, cast: Any, run: Any, findings: Sequence[Finding]
         figure, panels, below = frame(findings, "u-muP in FP8, out of the box", subtitle, 2, 2)
         _pairs(panels[0][0], found)
         for axes, (kind, title) in zip(panels.ravel()[1:], KINDS.items()):
-            name = tensors.FORMATS["fp8"][kind]
+            name = POLICIES["fp8"].format(kind)
             _over_training(axes, cast[cast["kind"] == kind], name, int(run["run.batch_tokens"]))
             axes.set_title(f"{title}: RMS against {tensors.NAMES[name]}, width {run['model.width']}")
         draw.caption(figure, findings, below)
@@ -102,7 +103,7 @@ def initial_figure(
         figure, panels, below = frame(findings, "Unit scaling in low precision", subtitle, 2, 2)
         _degradation(panels[0][0], found)
         for axes, (kind, title) in zip(panels.ravel()[1:], KINDS.items()):
-            _histogram(axes, spread[spread["kind"] == kind], tensors.FORMATS["fp8"][kind])
+            _histogram(axes, spread[spread["kind"] == kind], POLICIES["fp8"].format(kind))
             axes.set_title(f"{title} at initialization")
         draw.caption(figure, findings, below)
     return draw.save(figure, stem)[0]

@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 
 from lab.errors import ResultsError
+from lab.models.precision import POLICIES
 from lab.report.findings import Claim, Finding, judge
 
 RATE = "optimizer.learning_rate"
 LEVEL = 0.95
-FORMATS = {
-    "fp8": {"weight": "float8_e4m3fn", "activation": "float8_e4m3fn", "gradient": "float8_e5m2"},
-    "fp16": dict.fromkeys(("weight", "activation", "gradient"), "float16"),
-}
 NAMES = {"float8_e4m3fn": "E4M3", "float8_e5m2": "E5M2", "float16": "FP16"}
 
 
@@ -81,7 +78,7 @@ def margin(cast: Any, precision: str = "fp8") -> float:
     over tensors and evaluations; below 0 where one is outside."""
     bits = []
     for kind, rows in cast.groupby("kind"):
-        _, least, largest = limits(FORMATS[precision][kind])
+        _, least, largest = limits(POLICIES[precision].format(kind))
         bits += [np.log2(rows["rms"] / least).min(), np.log2(largest / rows["rms"]).min()]
     return float(min(bits))
 

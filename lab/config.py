@@ -281,14 +281,14 @@ def meaning(cfg: ConfigDict) -> dict[str, Any]:
     """What identity is computed from: a resolved config less `execution` and less what its options never read."""
     flat = {key: value for key, value in flatten(cfg).items() if not key.startswith("execution.")}
     unread: set[str] = set()
+    compared = find(cfg.parametrization.name).base
     if cfg.model.kind == "decoder":
         unread.add("model.remat")
-        if "width" not in find(cfg.parametrization.name).base:  # elsewhere 0 says how the base model follows its width
+        if "width" not in compared:  # elsewhere 0 says how the base model follows its width
             resolved = architecture.resolve(cfg.model)
             flat |= {"model.head_width": resolved.head_width, "model.mlp_width": resolved.mlp_width}
     if not cfg.evaluation.statistics:
         unread.add("evaluation.statistics")
-    compared = find(cfg.parametrization.name).base
     unread |= {f"parametrization.base_{size}" for size in ("width", "depth") if size not in compared}
     if not cfg.optimizer.weight_decay:
         unread.add("optimizer.decay")

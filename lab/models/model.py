@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lab.models.cross_entropy import cross_entropy
-from lab.models.weight import NEUTRAL, Weight, draw, is_record
+from lab.models.weight import NEUTRAL, Weight, by_path, draw, is_record
 
 SCALARS = tuple("activated activation attention embedding mixed query_gradient readout readout_gradient".split())
 RESIDUAL = ("branch", "branch_gradient", "entry_gradient", "skip")
@@ -129,9 +129,4 @@ class Model:
         )
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         (of_weights, arriving), tapped = jax.grad(loss, argnums=(0, 1), has_aux=True)(weights, zeros)
-        return _by_path(tapped), _by_path(arriving), of_weights
-
-
-def _by_path(tree: dict) -> dict:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+        return by_path(tapped), by_path(arriving), of_weights

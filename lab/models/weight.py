@@ -135,6 +135,12 @@ def draw(key: jax.Array, path: str, record: Record) -> jax.Array:
     return flat.reshape(record.shape)
 
 
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by path ("layers/mlp/up"), in the tree's order; a record is a leaf."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
 def is_record(leaf) -> bool:
     """Whether a leaf of a tree is a Record, for `jax.tree.map(..., is_leaf=is_record)`."""
     return isinstance(leaf, Record)

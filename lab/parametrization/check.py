@@ -30,7 +30,7 @@ from scipy.stats import t as student
 from lab.errors import ConfigError
 from lab.models import registry
 from lab.models.architecture import one_of
-from lab.models.weight import is_record
+from lab.models.weight import by_path, is_record
 from lab.parametrization import probe
 from lab.parametrization.scales import Scales, find, scales
 
@@ -194,9 +194,7 @@ def learning_rate(records: dict, found: Scales, family: str) -> float:
     """The rate at which an update of a typical hidden weight, summed over its fan-in, is CHANGE."""
     if family == "sgd":
         return SGD_RATE
-    rates, std, factors = (
-        probe.by_path(x) for x in (found.learning_rate, found.init_std, found.multipliers["weights"])
-    )
+    rates, std, factors = (by_path(x) for x in (found.learning_rate, found.init_std, found.multipliers["weights"]))
     moves = [
         rates[path] * factors[f"{path}/forward"] * record.size(record.fan_in) * (std[path] if family == "lamb" else 1.0)
         for path, record in records.items()
@@ -231,7 +229,7 @@ def check_axis(
         say(f"{axis} {size}")
         model = registry.build(config, 1)  # a scan over layers compiles in one layer's time
         found = scales(config, node, optimizer.family)
-        records.append(probe.by_path(model.records(), is_leaf=is_record))
+        records.append(by_path(model.records()))
         rate = rate or optimizer.learning_rate or learning_rate(records[0], found, optimizer.family)
         shape = (BATCH, config.sequence_length + 1)
         measured.append([probe.measure(model, optimizer, rate, found, shape, updates, seed) for seed in range(seeds)])

@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend import core
 
 from lab.models.model import Model
-from lab.models.weight import is_record
+from lab.models.weight import by_path, is_record
 from lab.parametrization.scales import Scales
 
 QUERY, KEY, SCORES = "scaled_query", "compared_key", "scores"
@@ -36,12 +36,6 @@ class Optimizer:
     numbers: tuple[tuple[str, float], ...]
 
 
-def by_path(tree: Any, is_leaf: Callable | None = None) -> dict[str, Any]:
-    """The leaves of a tree by path ("layers/mlp/up")."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def unnumbered(tensor: str) -> str:
     """The name of a tensor without the number of its layer: "layers[1]/residual" -> "layers/residual"."""
     return re.sub(r"\[\d+\]", "", tensor)
@@ -50,7 +44,7 @@ def unnumbered(tensor: str) -> str:
 def tensors(tapped: dict[str, jax.Array], records: dict) -> dict[str, jax.Array]:
     """What is looked at among taps: not inputs of products, which are outputs of something else; not the readout's
     product, which is the logits without their factor; and of queries and keys the causal scores, their product."""
-    readouts = tuple(f"{path}.out" for path, record in by_path(records, is_record).items() if record.role == "readout")
+    readouts = tuple(f"{path}.out" for path, record in by_path(records).items() if record.role == "readout")
     found = {path: x for path, x in tapped.items() if not path.endswith((".in", QUERY, KEY)) and path not in readouts}
     for path, query in tapped.items():
         if path.endswith(QUERY):
@@ -103,7 +97,7 @@ def measure(
     static = model, optimizer.name, optimizer.init, optimizer.update
     found = jax.device_get(_program(*static, weights_key, tokens, updates, numbers))
     factors, share = scales.multipliers["weights"], shares(scales.multipliers["residual"])
-    for path, record in by_path(model.records(), is_record).items():
+    for path, record in by_path(model.records()).items():
         node = factors
         for part in path.split("/"):
             node = node[part]

@@ -24,7 +24,7 @@ import numpy as np
 
 from lab.models.model import Model
 from lab.models.precision import POLICIES
-from lab.models.weight import is_record
+from lab.models.weight import by_path
 
 SEQUENCES = 8  # fewer where the validation split has fewer
 STATISTICS = ("rms", "largest", "flushed", "subnormal", "saturated")
@@ -55,20 +55,15 @@ def _tensors(model: Model, weights, tokens_BT1, multipliers) -> dict[str, jax.Ar
     """`kind:path` -> the tensor."""
     activations, arriving, of_weights = model.taps(weights, tokens_BT1, multipliers)
     root = (tokens_BT1.shape[0] * (tokens_BT1.shape[1] - 1)) ** 0.5
-    kinds = {"weight": _by_path(weights), "activation": activations, "gradient": arriving}
-    kinds["weight_gradient"] = {path: leaf / root for path, leaf in _by_path(of_weights).items()}
+    kinds = {"weight": by_path(weights), "activation": activations, "gradient": arriving}
+    kinds["weight_gradient"] = {path: leaf / root for path, leaf in by_path(of_weights).items()}
     return {f"{kind}:{path}": leaf for kind, leaves in kinds.items() for path, leaf in leaves.items()}
-
-
-def _by_path(tree) -> dict:
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_record)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _layers(model: Model, tensors: dict) -> Iterator[tuple[str, bool]]:
     """The keys of `_tensors` in the order of `columns`, and whether a tensor is stacked on its first axis: as are the
     weights whose paths have the same first part."""
-    stacks = {path.split("/")[0] for path, record in _by_path(model.records()).items() if record.depth is not None}
+    stacks = {path.split("/")[0] for path, record in by_path(model.records()).items() if record.depth is not None}
     for key in sorted(tensors):
         yield key, key.split(":")[1].split("/")[0] in stacks
 

@@ -10,7 +10,7 @@ from settings import model_config, parametrization_config
 
 from lab import models, parametrization
 from lab.models.units import mixing_rms
-from lab.parametrization.probe import by_path
+from lab.models.weight import by_path
 
 LOW, HIGH = 0.3, 3.0
 DEPTH, LENGTH, VOCABULARY, BATCH, HEADS = 4, 64, 256, 4, 4
